@@ -1,0 +1,24 @@
+"""Where edgekiln keeps things: the checkout it runs from, and the cache it owns."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+
+def project() -> Path:
+    """The checkout: toolchains/, images/, scripts/ and recipes/ lie in it."""
+    return Path(__file__).resolve().parents[2]
+
+
+def home() -> Path:
+    """The cache: store, models, downloads, native prefixes. EDGEKILN_HOME moves it."""
+    chosen = os.environ.get("EDGEKILN_HOME")
+    if chosen:
+        return Path(chosen).expanduser().resolve()
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "edgekiln"

@@ -1,0 +1,120 @@
+"""Typed options: a frozen dataclass is the schema, for flags, recipes and defaults alike."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar, get_type_hints
+
+from edgekiln.errors import UsageError, nearest
+
+Value = bool | int | float | str | None
+T = TypeVar("T")
+
+
+def option(
+    default: Value,
+    help: str,
+    *,
+    choices: tuple[Value, ...] = (),
+    low: float | None = None,
+    high: float | None = None,
+    path: bool = False,
+    group: str = "",
+) -> Any:
+    """A dataclass field that knows its help, its bounds and whether it names a file."""
+    meta = {"help": help, "choices": choices, "low": low, "high": high, "path": path}
+    return dataclasses.field(default=default, metadata={**meta, "group": group})
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """One option as the command line and the recipes see it."""
+
+    name: str
+    type: type
+    optional: bool
+    default: Value
+    help: str
+    choices: tuple[Value, ...]
+    low: float | None
+    high: float | None
+    path: bool
+    group: str
+
+
+def specs(cls: type) -> dict[str, Spec]:
+    """Every option of an options dataclass, in the order it was written."""
+    hints = get_type_hints(cls)
+    found = {}
+    for field in dataclasses.fields(cls):
+        kinds = [k for k in getattr(hints[field.name], "__args__", ()) if k is not type(None)]
+        kind = kinds[0] if kinds else hints[field.name]
+        found[field.name] = Spec(
+            name=field.name,
+            type=kind,
+            optional=bool(kinds),
+            default=field.default,
+            **field.metadata,
+        )
+    return found
+
+
+def parse(cls: type[T], given: Mapping[str, Any], *, where: str) -> T:
+    """Build `cls` from names and values, each checked.
+
+    `where` names the file or command in messages, e.g. `recipes/x.yaml: options`.
+    Raises UsageError for an unknown name, a wrong type, or a value out of bounds.
+    """
+    known = specs(cls)
+    values: dict[str, Value] = {}
+    for name, value in given.items():
+        if name not in known:
+            raise UsageError(f"{where}.{name} is not an option", remedy=nearest(name, known))
+        values[name] = check(known[name], value, where=where)
+    return cls(**values)
+
+
+def check(spec: Spec, value: Any, *, where: str) -> Value:
+    """`value` as the option's own type, or a UsageError that says what is accepted."""
+    typed = _convert(spec, value, where)
+    if typed is None:
+        return None
+    if spec.choices and typed not in spec.choices:
+        accepted = ", ".join(str(c) for c in spec.choices)
+        raise UsageError(f"{where}.{spec.name} is {value!r}", remedy=f"one of: {accepted}")
+    if isinstance(typed, (int, float)) and not isinstance(typed, bool):
+        _check_bounds(spec, typed, where)
+    return typed
+
+
+def _check_bounds(spec: Spec, value: float, where: str) -> None:
+    if spec.low is not None and value < spec.low or spec.high is not None and value > spec.high:
+        low = "any" if spec.low is None else f"{spec.low:g}"
+        high = "any" if spec.high is None else f"{spec.high:g}"
+        raise UsageError(f"{where}.{spec.name} is {value}", remedy=f"from {low} to {high}")
+
+
+_WORDS = {"true": True, "yes": True, "on": True, "1": True}
+_WORDS |= {"false": False, "no": False, "off": False, "0": False}
+
+
+def _convert(spec: Spec, value: Any, where: str) -> Value:
+    if value is None and spec.optional:
+        return None
+    if spec.type is bool:
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, str) and value.lower() in _WORDS:
+            return _WORDS[value.lower()]
+    elif spec.type in (int, float) and isinstance(value, (int, float, str)):
+        if not isinstance(value, bool):
+            try:
+                if spec.type is float or not isinstance(value, float):
+                    return spec.type(value)
+            except ValueError:
+                pass
+    elif spec.type is str and isinstance(value, str):
+        return value
+    wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    raise UsageError(f"{where}.{spec.name} is {value!r}", remedy=f"give {wanted[spec.type]}")
