@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +14,22 @@ if TYPE_CHECKING:
 
 Event = Mapping[str, Any]
 
+BAD_INPUT = 64
+
 
 @dataclass(frozen=True, kw_only=True)
 class StageRun:
     """One stage, ready to go. Paths are this machine's; `memory` is the limit in bytes.
 
-    `out` exists, is empty and belongs to the caller; `log` is where the program's own words go.
+    `work` belongs to this run alone and holds an empty folder out/; `log` is where the program's
+    own words go; `on_event` is called from the thread that runs the stage.
     """
 
     name: str
     program: str
     inputs: Mapping[str, Path]
     params: Mapping[str, Any]
-    out: Path
+    work: Path
     log: Path
     cpus: int
     memory: int
@@ -35,11 +39,10 @@ class StageRun:
 
 @dataclass(frozen=True, kw_only=True)
 class StageResult:
-    """How a program ended: exit code, seconds, peak resident bytes (None where unknown)."""
+    """How a program ended: exit code (negative: the signal that ended it) and seconds."""
 
     exit_code: int
     seconds: float
-    peak_memory: int | None
     killed_for_memory: bool = False
 
 
@@ -58,7 +61,48 @@ class Executor(Protocol):
         """Make the toolchain runnable: build or load the image, fill the prefix."""
 
     def run(self, toolchain: Toolchain, run: StageRun) -> StageResult:
-        """Run one stage to its end. KeyboardInterrupt stops and removes it on the way out."""
+        """Run one stage to its end. Called from several threads at once."""
+
+    def cancel(self) -> None:
+        """End every running stage; their `run` calls return soon after."""
 
     def close(self) -> None:
         """Let go of connections."""
+
+
+def environment(toolchain: Toolchain, run: StageRun) -> dict[str, str]:
+    """What every stage's program finds in its environment, whatever the executor.
+
+    Fixed seeds and dates make the same bytes on every run; the offline switches keep libraries
+    from waiting for a network that is not there; OpenMP's threads sleep instead of spinning when
+    another stage wants the cores.
+    """
+    threads = str(run.cpus)
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    return {
+        **toolchain.env,
+        **dict.fromkeys(names, threads),
+        "OMP_WAIT_POLICY": "PASSIVE" if run.beside_others else "ACTIVE",
+        "KILN_CPUS": threads,
+        "LANG": "C.UTF-8",
+        "TZ": "UTC",
+        "PYTHONHASHSEED": "0",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "SOURCE_DATE_EPOCH": "315532800",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "PIP_REQUIRE_VIRTUALENV": "1",
+    }
+
+
+def read_event(line: str) -> Event | None:
+    """An event out of a line of a program's standard output; None for anything else."""
+    if not line.startswith("{"):
+        return None
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and "event" in event else None

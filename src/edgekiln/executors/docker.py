@@ -1,0 +1,267 @@
+"""Stages as containers, through the Docker API (Docker or Podman).
+
+A stage sees its inputs read only, an output folder and a scratch folder; it has no network, no
+capabilities, no way to gain any, and the caller's user. The container is removed on every way
+out; one left by a build that was killed outright is removed by the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from edgekiln.errors import EngineError, StageError
+from edgekiln.executors.base import StageResult, StageRun, environment, read_event
+from edgekiln.executors.paths import engine_path
+from edgekiln.home import project
+
+if TYPE_CHECKING:
+    from docker.api.client import APIClient
+
+    from edgekiln.engine import Engine
+    from edgekiln.progress import Progress
+    from edgekiln.toolchain import Toolchain
+
+_OWNER = "io.edgekiln.owner"
+_STAGE = "io.edgekiln.stage"
+# A rootless engine shares one user's process limit between all its containers.
+_PIDS = 4096
+
+
+class DockerExecutor:
+    """Runs stages in containers of the toolchains' images."""
+
+    name = "docker"
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._guard = threading.Lock()
+        self._running: set[str] = set()
+        self._cancelled = False
+        self._reaped = False
+
+    def describe(self) -> str:
+        """Which engine runs the stages."""
+        rootless = ", rootless" if self._engine.rootless else ""
+        return f"{self._engine.kind} {self._engine.version}{rootless} (network none)"
+
+    def ready(self, toolchain: Toolchain) -> bool:
+        """Whether the toolchain's image is there."""
+        from edgekiln import images
+
+        return images.exists(self._engine, toolchain)
+
+    def prepare(self, toolchain: Toolchain, progress: Progress) -> None:
+        """Build the toolchain's image."""
+        from edgekiln import images
+
+        images.build(self._engine, toolchain, progress)
+
+    def run(self, toolchain: Toolchain, run: StageRun) -> StageResult:
+        """Run a stage's program in a container and wait for it."""
+        with self._api() as api:
+            self._reap(api)
+            config = self._container(api, toolchain, run)
+            began = time.monotonic()
+            with _engine_faults(run.name):
+                with self._created(api, config) as container:
+                    stream = api.attach(container, stream=True, logs=True, demux=True)
+                    api.start(container)
+                    with run.log.open("w", encoding="utf-8") as log:
+                        _follow(stream, run, log)
+                    code = int(api.wait(container)["StatusCode"])
+                    state = api.inspect_container(container)["State"]
+            if code == 127 and not state.get("Running") and state.get("Error"):
+                raise StageError(f"stage {run.name} did not start", why=str(state["Error"]))
+        memory = bool(state.get("OOMKilled")) or (code == 137 and not self._cancelled)
+        seconds = time.monotonic() - began
+        return StageResult(exit_code=code, seconds=seconds, killed_for_memory=memory)
+
+    def cancel(self) -> None:
+        """End every running stage's container."""
+        self._cancelled = True
+        with self._guard:
+            running = list(self._running)
+        with self._api() as api:
+            for container in running:
+                # It may have ended by itself, or the engine may be gone: both are an end.
+                with contextlib.suppress(Exception):
+                    api.kill(container)
+
+    def close(self) -> None:
+        """Nothing is held between stages."""
+
+    @contextlib.contextmanager
+    def _api(self) -> Iterator[APIClient]:
+        # A client of docker-py is not for several threads: each stage opens its own.
+        import docker
+
+        try:
+            api = docker.APIClient(base_url=self._engine.url, version="auto", timeout=60)
+        except docker.errors.DockerException as error:
+            raise _gone(str(error)) from error
+        try:
+            yield api
+        finally:
+            api.close()
+
+    @contextlib.contextmanager
+    def _created(self, api: APIClient, config: Mapping[str, Any]) -> Iterator[str]:
+        with self._guard:
+            if self._cancelled:
+                raise KeyboardInterrupt
+            container = str(api.create_container(**config)["Id"])
+            self._running.add(container)
+        try:
+            yield container
+        finally:
+            with self._guard:
+                self._running.discard(container)
+            # With the engine gone there is nobody to remove it; the next build reaps.
+            with contextlib.suppress(Exception):
+                api.remove_container(container, force=True, v=True)
+
+    def _container(
+        self, api: APIClient, toolchain: Toolchain, run: StageRun
+    ) -> dict[str, Any]:
+        from edgekiln import images
+
+        scratch = run.work / "scratch"
+        scratch.mkdir()
+        params = run.work / "params.json"
+        params.write_text(json.dumps(run.params), encoding="utf-8")
+        env = {**environment(toolchain, run), "PYTHONPATH": "/kiln/scripts"}
+        return {
+            "image": images.tag(toolchain),
+            "entrypoint": [],
+            "command": ["python3", "-s", f"/kiln/scripts/{run.program}"],
+            "environment": {**env, "HOME": "/scratch", "TMPDIR": "/scratch"},
+            "working_dir": "/scratch",
+            "labels": {_OWNER: _owner(), _STAGE: run.name},
+            **({"user": user} if (user := self._user()) else {}),
+            "host_config": api.create_host_config(
+                mounts=self._mounts(run, scratch, params),
+                network_mode="none",
+                cap_drop=["ALL"],
+                security_opt=["no-new-privileges", "label=disable"],
+                read_only=True,
+                init=True,
+                pids_limit=_PIDS,
+                mem_limit=run.memory,
+                memswap_limit=run.memory,
+            ),
+        }
+
+    def _mounts(self, run: StageRun, scratch: Path, params: Path) -> list[dict[str, Any]]:
+        readable = {f"/in/{name}": path for name, path in run.inputs.items()}
+        readable |= {"/kiln/scripts": project() / "scripts", "/kiln/params.json": params}
+        writable = {"/out": run.work / "out", "/scratch": scratch}
+        return [
+            *(self._bind(target, path, read_only=True) for target, path in readable.items()),
+            *(self._bind(target, path, read_only=False) for target, path in writable.items()),
+        ]
+
+    def _bind(self, target: str, source: Path, *, read_only: bool) -> dict[str, Any]:
+        from docker.types import Mount
+
+        place = engine_path(source.resolve(), self._engine.kind)
+        return Mount(target, place, type="bind", read_only=read_only)
+
+    def _user(self) -> str | None:
+        """The caller's user, so that results are his.
+
+        A rootless engine already maps the caller to root inside: mapping again would hand the
+        files to a user nobody has (dockcross#649, cross#1698). Docker Desktop maps by itself.
+        """
+        if self._engine.rootless:
+            return "0:0"
+        if sys.platform == "win32":
+            return None
+        return f"{os.getuid()}:{os.getgid()}"
+
+    def _reap(self, api: APIClient) -> None:
+        """Remove containers of builds that were killed before they could."""
+        with self._guard:
+            if self._reaped:
+                return
+            self._reaped = True
+        with _engine_faults("clean-up"):
+            for found in api.containers(all=True, filters={"label": _OWNER}):
+                if _is_orphan(found["Labels"][_OWNER]):
+                    with contextlib.suppress(Exception):
+                        api.remove_container(found["Id"], force=True, v=True)
+
+
+def _follow(stream: Any, run: StageRun, log: TextIO) -> None:
+    """Hand events on and write the log, until the program's streams end."""
+    pending = b""
+    for out, err in stream:
+        if err:
+            log.write(err.decode("utf-8", "replace"))
+            log.flush()
+        if out:
+            *lines, pending = (pending + out).split(b"\n")
+            for line in lines:
+                if event := read_event(line.decode("utf-8", "replace")):
+                    run.on_event(event)
+
+
+@contextlib.contextmanager
+def _engine_faults(stage: str) -> Iterator[None]:
+    """Turn what docker-py and its HTTP library raise into words for the user."""
+    import docker
+    import requests
+    import urllib3
+
+    try:
+        yield
+    except docker.errors.ImageNotFound as error:
+        raise EngineError(
+            f"the image for stage {stage} is not there any more",
+            why=str(error.explanation),
+            remedy="run the build again: it makes missing images",
+        ) from error
+    except (
+        docker.errors.APIError,
+        requests.exceptions.RequestException,
+        urllib3.exceptions.HTTPError,
+        ConnectionError,
+        TimeoutError,
+    ) as error:
+        raise _gone(str(error), f" during stage {stage}") from error
+
+
+def _gone(why: str, when: str = "") -> EngineError:
+    return EngineError(
+        f"the container engine went away or refused{when}",
+        why=why.splitlines()[0][:300] if why else "",
+        remedy="start it again (`kiln engine up`) and repeat the build: finished stages are kept",
+    )
+
+
+def _owner() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
+
+
+def _started(pid: int) -> str:
+    """When a process began (proc(5), field 22), so that a reused number is not mistaken for it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def _is_orphan(owner: str) -> bool:
+    """Whether the owner was a process of this machine that lives no more (Linux can tell)."""
+    host, pid, started = owner.rsplit(":", 2)
+    if host != socket.gethostname() or not started or not Path("/proc/self/stat").exists():
+        return False
+    return _started(int(pid)) != started

@@ -1,0 +1,206 @@
+"""Stages as plain processes on this machine, from the toolchain's locked parts in a prefix.
+
+For rented GPU boxes, where no container engine can run, and for machines without one. The
+network is cut with a namespace of its own where the kernel lets it; memory is watched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekiln.errors import EngineError
+from edgekiln.executors.base import StageResult, StageRun, environment, read_event
+from edgekiln.executors.procwatch import group_rss
+from edgekiln.home import project
+
+if TYPE_CHECKING:
+    from edgekiln.progress import Progress
+    from edgekiln.toolchain import Toolchain
+
+_WATCH_SECONDS = 0.25
+
+
+class NativeExecutor:
+    """Runs stages in a toolchain's prefix."""
+
+    name = "native"
+
+    def __init__(self) -> None:
+        if sys.platform != "linux":
+            raise EngineError(
+                "stages cannot run natively on this system",
+                why="the toolchains' wheels are for Linux",
+                remedy="start Docker Desktop and use --executor docker",
+            )
+        self._cut = network_cut()
+        self._running: set[subprocess.Popen[str]] = set()
+        self._guard = threading.Lock()
+        self._cancelled = False
+
+    def describe(self) -> str:
+        """Where stages will run, and whether their network is cut."""
+        network = "network cut" if self._cut else "network NOT cut: the kernel does not allow it"
+        return f"native on this machine ({network})"
+
+    def ready(self, toolchain: Toolchain) -> bool:
+        """Whether the prefix is filled."""
+        from edgekiln.prefix import prefix_ready
+
+        return prefix_ready(toolchain)
+
+    def prepare(self, toolchain: Toolchain, progress: Progress) -> None:
+        """Fill the toolchain's prefix from its lock."""
+        from edgekiln.prefix import build_prefix
+
+        build_prefix(toolchain, progress)
+
+    def run(self, toolchain: Toolchain, run: StageRun) -> StageResult:
+        """Run a stage's program and wait for it."""
+        from edgekiln.prefix import prefix_python
+
+        scripts = project() / "scripts"
+        command = [*_dies_with_us(), *self._cut, str(prefix_python(toolchain))]
+        command += ["-s", str(scripts / run.program)]
+        began = time.monotonic()
+        with run.log.open("w", encoding="utf-8") as log:
+            process = self._start(command, _layout(toolchain, run, scripts), run, log.fileno())
+            watch = _MemoryWatch(process, run.memory)
+            watch.start()
+            try:
+                _read_events(process, run)
+                code = process.wait()
+            finally:
+                self._end(process)
+                watch.stop()
+        seconds = time.monotonic() - began
+        memory = watch.tripped or (code in (-signal.SIGKILL, 137) and not self._cancelled)
+        return StageResult(exit_code=code, seconds=seconds, killed_for_memory=memory)
+
+    def cancel(self) -> None:
+        """End every running stage."""
+        self._cancelled = True
+        with self._guard:
+            running = list(self._running)
+        for process in running:
+            _kill_group(process)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _start(
+        self, command: list[str], env: dict[str, str], run: StageRun, log: int
+    ) -> subprocess.Popen[str]:
+        with self._guard:
+            if self._cancelled:
+                raise KeyboardInterrupt
+            process = subprocess.Popen(
+                command,
+                env=env,
+                cwd=run.work / "scratch",
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+                start_new_session=True,
+            )
+            self._running.add(process)
+            return process
+
+    def _end(self, process: subprocess.Popen[str]) -> None:
+        """Whatever happened, nothing of the stage is left running."""
+        _kill_group(process)
+        process.wait()
+        if process.stdout:
+            process.stdout.close()
+        with self._guard:
+            self._running.discard(process)
+
+
+def network_cut() -> list[str]:
+    """The words to put before a command so that it has no network; empty where refused.
+
+    Root may always make a namespace; others may where user namespaces are allowed. Inside an
+    unprivileged container (a rented GPU box) neither works.
+    """
+    unshare = shutil.which("unshare")
+    if unshare is None:
+        return []
+    for words in ([unshare, "--net"], [unshare, "--user", "--map-root-user", "--net"]):
+        probe = subprocess.run([*words, "true"], capture_output=True, check=False)
+        if probe.returncode == 0:
+            return words
+    return []
+
+
+def _dies_with_us() -> list[str]:
+    """The kernel ends the stage when this process is killed without a chance to clean up."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "KILL"] if setpriv else []
+
+
+def _layout(toolchain: Toolchain, run: StageRun, scripts: Path) -> dict[str, str]:
+    """Lay out in/ and scratch/ beside out/, and say so in the environment."""
+    inputs, scratch = run.work / "in", run.work / "scratch"
+    inputs.mkdir()
+    scratch.mkdir()
+    for name, path in run.inputs.items():
+        (inputs / name).symlink_to(path.absolute())
+    params = run.work / "params.json"
+    params.write_text(json.dumps(run.params), encoding="utf-8")
+    return {
+        "PATH": os.environ.get("PATH", os.defpath),
+        **environment(toolchain, run),
+        "PYTHONPATH": str(scripts),
+        "KILN_IN": str(inputs),
+        "KILN_OUT": str(run.work / "out"),
+        "KILN_PARAMS": str(params),
+        "HOME": str(scratch),
+        "TMPDIR": str(scratch),
+    }
+
+
+def _read_events(process: subprocess.Popen[str], run: StageRun) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if event := read_event(line):
+            run.on_event(event)
+
+
+def _kill_group(process: subprocess.Popen[str]) -> None:
+    # start_new_session made the program the leader of a group of its own.
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+class _MemoryWatch(threading.Thread):
+    """Ends a stage that holds more than its limit, before the kernel ends something else."""
+
+    def __init__(self, process: subprocess.Popen[str], limit: int) -> None:
+        super().__init__(daemon=True)
+        self._process, self._limit = process, limit
+        self._over = threading.Event()
+        self.tripped = False
+
+    def run(self) -> None:
+        while not self._over.wait(_WATCH_SECONDS):
+            if group_rss(self._process.pid) > self._limit:
+                self.tripped = True
+                _kill_group(self._process)
+                return
+
+    def stop(self) -> None:
+        self._over.set()
+        self.join()

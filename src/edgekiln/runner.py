@@ -1,0 +1,334 @@
+"""Plans a pipeline against the store, then runs what is missing, side by side where it may."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgekiln import units
+from edgekiln.digest import digest_json
+from edgekiln.errors import DiskError, KilnError, OutOfMemoryError, StageError, UsageError
+from edgekiln.executors.base import BAD_INPUT, Event, Executor, StageResult, StageRun
+from edgekiln.keys import stage_key
+from edgekiln.pipeline import FromPath, FromStage, Input, Pipeline, Stage
+from edgekiln.report import Reporter
+from edgekiln.store import Entry, Store, disk_error
+from edgekiln.toolchain import Toolchain
+
+_TAIL = 12
+_FULL = 64 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A stage, its key where that can be known yet, and its finished work where there is some."""
+
+    stage: Stage
+    toolchain: Toolchain
+    key: str | None
+    entry: Entry | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """A stage that is finished: its entry, and whether it ran now. Times in seconds."""
+
+    entry: Entry
+    ran: bool
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a build may use of the machine: cores, and bytes of memory."""
+
+    cpus: int
+    memory: int
+
+
+class Planner:
+    """Knows the digests of everything that goes into a pipeline's stages."""
+
+    def __init__(
+        self, store: Store, toolchains: Mapping[str, Toolchain], reporter: Reporter
+    ) -> None:
+        self._store, self._toolchains, self._reporter = store, toolchains, reporter
+        self._paths: dict[Path, str] = {}
+
+    def plan(self, pipeline: Pipeline, done: Mapping[str, Entry] | None = None) -> list[Planned]:
+        """Every stage with what the store has of it."""
+        entries: dict[str, Entry] = dict(done or {})
+        planned = []
+        for stage in pipeline.stages:
+            key = self.key(stage, entries)
+            entry = entries.get(stage.name) or (self._store.find(key) if key else None)
+            if entry:
+                entries[stage.name] = entry
+            toolchain = self._toolchains[stage.toolchain]
+            planned.append(Planned(stage=stage, toolchain=toolchain, key=key, entry=entry))
+        return planned
+
+    def key(self, stage: Stage, entries: Mapping[str, Entry]) -> str | None:
+        """The stage's key, or None while something it reads has not been made."""
+        inputs = {}
+        for name, source in stage.inputs.items():
+            if isinstance(source, FromStage):
+                if source.stage not in entries:
+                    return None
+                inputs[name] = entries[source.stage].output_digest(source.output)
+            else:
+                inputs[name] = self._path_digest(source.path)
+        return stage_key(stage, self._toolchains[stage.toolchain].digest, inputs)
+
+    def _path_digest(self, path: Path) -> str:
+        if path not in self._paths:
+            task = f"read {path.name}"
+            told = False
+
+            def tell(done: int, total: int) -> None:
+                nonlocal told
+                if not told and total > _FULL:
+                    self._reporter.started(task, f"{units.size(total)} to hash, once")
+                    told = True
+                if told:
+                    self._reporter.progressed(task, done, total, "B", "")
+
+            self._paths[path] = self._store.index.digest(path, tell)
+            if told:
+                self._reporter.ended(task, "done", {})
+        return self._paths[path]
+
+
+class Runner:
+    """Runs the stages of a pipeline that are not finished yet."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        executor: Executor,
+        planner: Planner,
+        toolchains: Mapping[str, Toolchain],
+        reporter: Reporter,
+        limits: Limits,
+        logs: Path,
+    ) -> None:
+        self._store, self._executor, self._planner = store, executor, planner
+        self._toolchains, self._reporter = toolchains, reporter
+        self._limits, self._logs = limits, logs
+
+    def run(self, pipeline: Pipeline, planned: list[Planned]) -> dict[str, Done]:
+        """Run to the end. What finished before a failure stays in the store.
+
+        Raises the first KilnError of a stage once the stages beside it have been stopped.
+        """
+        finished = {
+            p.stage.name: Done(entry=p.entry, ran=False, seconds=0.0) for p in planned if p.entry
+        }
+        for name in finished:
+            self._reporter.ended(name, "cached", {})
+        running: dict[Future[Done], Stage] = {}
+        with ThreadPoolExecutor(max_workers=len(pipeline.stages)) as pool:
+            try:
+                while len(finished) < len(pipeline.stages):
+                    for stage, cpus, beside in self._startable(pipeline, finished, running):
+                        job = pool.submit(self._stage, stage, dict(finished), cpus, beside)
+                        running[job] = stage
+                    ended, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
+                    for job in ended:
+                        finished[running.pop(job).name] = job.result()
+            except BaseException:
+                self._executor.cancel()
+                raise
+        return {s.name: finished[s.name] for s in pipeline.stages}
+
+    def _startable(
+        self,
+        pipeline: Pipeline,
+        finished: Mapping[str, Done],
+        running: Mapping[Future[Done], Stage],
+    ) -> list[tuple[Stage, int, bool]]:
+        """Stages whose inputs are there and whose memory still fits beside those running."""
+        busy = {s.name for s in running.values()}
+        free = self._limits.memory - sum(s.memory for s in running.values())
+        chosen: list[Stage] = []
+        for stage in pipeline.stages:
+            if stage.name in busy or stage.name in finished or stage.after() - set(finished):
+                continue
+            if stage.memory <= free or not (busy or chosen):
+                chosen.append(stage)
+                free -= stage.memory
+        together = len(running) + len(chosen)
+        cpus = max(1, self._limits.cpus // max(1, together))
+        return [(stage, cpus, together > 1) for stage in chosen]
+
+    def _stage(self, stage: Stage, finished: Mapping[str, Done], cpus: int, beside: bool) -> Done:
+        entries = {name: done.entry for name, done in finished.items()}
+        key = self._planner.key(stage, entries)
+        assert key is not None, f"{stage.name} started before what it reads"
+
+        def on_wait() -> None:
+            self._reporter.say(f"{stage.name}: another build is making this; waiting for it")
+
+        with self._store.building(key, on_wait):
+            if found := self._store.find(key):
+                self._reporter.ended(stage.name, "cached", {})
+                return Done(entry=found, ran=False, seconds=0.0)
+            return self._make(stage, key, entries, cpus, beside)
+
+    def _make(
+        self, stage: Stage, key: str, entries: Mapping[str, Entry], cpus: int, beside: bool
+    ) -> Done:
+        began = time.monotonic()
+        work = self._workspace(key)
+        seen = _Seen(stage.name, self._reporter.progressed, self._reporter.say)
+        log = self._logs / f"{stage.name}-{key[:12]}.log"
+        run = StageRun(
+            name=stage.name,
+            program=stage.program,
+            inputs={name: _locate(source, entries) for name, source in stage.inputs.items()},
+            params=stage.params,
+            work=work,
+            log=log,
+            cpus=cpus,
+            memory=self._limits.memory,
+            beside_others=beside,
+            on_event=seen,
+        )
+        self._reporter.started(stage.name, f"{stage.program} in {stage.toolchain}, {cpus} threads")
+        try:
+            result = self._executor.run(self._toolchains[stage.toolchain], run)
+            _judge(stage, result, seen, run, self._limits)
+            _check_outputs(stage, work / "out", log)
+            entry = self._store.commit(key, work, self._meta(stage, key, entries, result, seen))
+        except OSError as error:
+            self._failed(stage, work, log)
+            raise disk_error(error, work) from error
+        except BaseException:
+            self._failed(stage, work, log)
+            raise
+        spent = time.monotonic() - began
+        figures = {"seconds": spent, "peak_memory": seen.peak, "size": entry.size, "log": str(log)}
+        self._reporter.ended(stage.name, "done", figures)
+        return Done(entry=entry, ran=True, seconds=spent)
+
+    def _workspace(self, key: str) -> Path:
+        try:
+            self._logs.mkdir(parents=True, exist_ok=True)
+            return self._store.workspace(key)
+        except OSError as error:
+            raise disk_error(error, self._store.root) from error
+
+    def _failed(self, stage: Stage, work: Path, log: Path) -> None:
+        self._reporter.ended(stage.name, "failed", {"log": str(log)})
+        self._store.discard(work)
+
+    def _meta(
+        self,
+        stage: Stage,
+        key: str,
+        entries: Mapping[str, Entry],
+        result: StageResult,
+        seen: _Seen,
+    ) -> dict[str, Any]:
+        return {
+            "stage": stage.name,
+            "toolchain": stage.toolchain,
+            "toolchain_digest": self._toolchains[stage.toolchain].digest,
+            "program": stage.program,
+            "params": dict(stage.params),
+            "params_digest": digest_json(dict(stage.params)),
+            "inputs": {n: _say(s, entries) for n, s in stage.inputs.items()},
+            "executor": self._executor.name,
+            "seconds": round(result.seconds, 3),
+            "peak_memory": seen.peak,
+        }
+
+
+class _Seen:
+    """Hears a stage's events: shows progress, keeps the peak and the program's last word."""
+
+    def __init__(self, name: str, show: Callable[..., None], say: Callable[[str], None]) -> None:
+        self._name, self._show, self._say = name, show, say
+        self.peak: int | None = None
+        self.error = ""
+        self.remedy = ""
+
+    def __call__(self, event: Event) -> None:
+        kind = event["event"]
+        if kind == "progress":
+            done, total = event.get("done", 0), event.get("total")
+            self._show(self._name, done, total, event.get("unit", ""), event.get("what", ""))
+        elif kind == "note":
+            self._say(f"{self._name}: {event.get('text', '')}")
+        elif kind == "usage":
+            self.peak = int(event.get("peak_bytes", 0)) or None
+        elif kind == "error":
+            self.error, self.remedy = str(event.get("text", "")), str(event.get("remedy", ""))
+
+
+def _locate(source: Input, entries: Mapping[str, Entry]) -> Path:
+    if isinstance(source, FromPath):
+        return source.path
+    return entries[source.stage].output(source.output)
+
+
+def _say(source: Input, entries: Mapping[str, Entry]) -> dict[str, str]:
+    if isinstance(source, FromPath):
+        return {"path": source.path.name}
+    digest = entries[source.stage].output_digest(source.output)
+    return {"stage": source.stage, "output": source.output, "digest": digest}
+
+
+def _judge(
+    stage: Stage, result: StageResult, seen: _Seen, run: StageRun, limits: Limits
+) -> None:
+    """Raise what a program's end means, unless it ended well."""
+    if result.exit_code == 0:
+        return
+    if result.killed_for_memory:
+        raise OutOfMemoryError(
+            f"stage {stage.name} was killed for memory (exit {result.exit_code})",
+            why=f"the limit was {units.size(limits.memory)}; "
+            f"the stage was expected to need {units.size(stage.memory)}",
+            remedy="close other programs, give more with --memory, or use a larger machine",
+        )
+    if result.exit_code == BAD_INPUT:
+        raise UsageError(seen.error or f"stage {stage.name} refused its input", remedy=seen.remedy)
+    if shutil.disk_usage(run.work).free < _FULL:
+        raise DiskError(
+            f"the disk is full: stage {stage.name} could not go on",
+            why=f"{units.size(shutil.disk_usage(run.work).free)} are free at {run.work.parent}",
+            remedy="free some space (`kiln store gc` shows what can go), then run this again",
+        )
+    raise StageError(
+        f"stage {stage.name} failed with exit code {result.exit_code}",
+        why=_last_line(run.log),
+        remedy=f"the whole log: {run.log}",
+    )
+
+
+def _last_line(log: Path) -> str:
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL:]
+    except OSError:
+        return ""
+    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
+
+
+def _check_outputs(stage: Stage, out: Path, log: Path) -> None:
+    """A program that ended well must have left what it promised."""
+    for output in stage.outputs:
+        wanted = [out / output.name, *(out / output.name / f for f in output.files)]
+        missing = [p for p in wanted if not p.exists() or (p.is_file() and not p.stat().st_size)]
+        if missing:
+            raise StageError(
+                f"stage {stage.name} ended well but did not write {missing[0].relative_to(out)}",
+                why=_last_line(log),
+                remedy=f"the whole log: {log}",
+            )
