@@ -1,0 +1,73 @@
+"""What a backend is: typed options, a pipeline made of them, a verdict and a bundle.
+
+A backend knows no executor: it says what is to be run, and reads what came out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from edgekiln.options import Value
+from edgekiln.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from edgekiln.models import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """Where the outputs of finished stages lie."""
+
+    paths: Mapping[tuple[str, str], Path]
+
+    def __call__(self, stage: str, output: str) -> Path:
+        return self.paths[stage, output]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Something the build found out: `value` for manifests, `text` a line for people."""
+
+    name: str
+    value: Any
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What a bundle holds: files by their path in it, and the words that go with them."""
+
+    files: Mapping[str, Path]
+    readme: str
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Backend(Protocol):
+    """The way to one runtime."""
+
+    name: str
+    options: type
+
+    def presets(self) -> Mapping[str, Mapping[str, Value]]:
+        """Named sets of options; `default` is always there."""
+
+    def models(self, options: Any) -> Mapping[str, str]:
+        """Models the build needs beside its own (a draft, say): role to reference."""
+
+    def plan(self, options: Any, models: Mapping[str, Model]) -> Pipeline:
+        """The stages. `models["model"]` is the build's own; the roles of `models()` follow.
+
+        Raises UsageError or ModelError for what cannot be built, before anything runs.
+        """
+
+    def findings(self, options: Any, outputs: Outputs) -> list[Finding]:
+        """Answers and figures of a finished pipeline, in the order to show them."""
+
+    def judge(self, options: Any, findings: list[Finding]) -> None:
+        """Raise QualityError when a figure is below what the preset allows."""
+
+    def contents(self, options: Any, models: Mapping[str, Model], outputs: Outputs) -> Contents:
+        """What the bundle holds."""
