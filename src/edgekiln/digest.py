@@ -109,12 +109,19 @@ class FileIndex:
 
         `told(done, total)` hears of the bytes that had to be read.
         """
+        found = self.files(root, told)
+        return combine((name, size, sha) for name, (size, sha) in found.items())
+
+    def files(
+        self, root: Path, told: Callable[[int, int], None] = lambda *_: None
+    ) -> dict[str, tuple[int, str]]:
+        """Size and sha256 of every file under `root`, by its path in it."""
         files = list(walk(root))
         known = {f.relative: self._known(f) for f in files}
         fresh = [f for f in files if known[f.relative] is None]
         if fresh:
             known |= self._read(fresh, told)
-        return combine((f.relative, f.size, known[f.relative] or "") for f in files)
+        return {f.relative: (f.size, known[f.relative] or "") for f in files}
 
     def _known(self, file: FileEntry) -> str | None:
         row = self._db.execute(

@@ -1,0 +1,368 @@
+"""One build, start to end: check the recipe, plan, look at the machine, run, judge, bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekiln import doctor, units
+from edgekiln.backends import load_backend
+from edgekiln.backends.base import Backend, Finding, Outputs
+from edgekiln.bundle import Bundle, find_bundle, write_bundle
+from edgekiln.digest import digest_json
+from edgekiln.errors import KilnError, QualityError, StageError
+from edgekiln.executors.base import Executor
+from edgekiln.home import home
+from edgekiln.locking import held
+from edgekiln.pipeline import FromPath, Pipeline
+from edgekiln.report import Reporter, Task, table
+from edgekiln.runner import Done, Limits, Planned, Planner, Runner
+from edgekiln.store import Store
+from edgekiln.toolchain import Toolchain, load_toolchain
+
+if TYPE_CHECKING:
+    from edgekiln.models import Model
+    from edgekiln.recipe import Recipe
+
+_BUNDLE_SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to build, as against what: nothing here changes the bundle's bytes but `base`."""
+
+    executor: str = "auto"
+    memory: int | None = None
+    out: Path | None = None
+    base: str | None = None
+    force: bool = False
+    refresh: bool = False
+    trust_pickle: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A recipe whose every part has been looked at: ready to be run or only shown."""
+
+    recipe: Recipe
+    backend: Backend
+    options: Any
+    models: Mapping[str, Model]
+    pipeline: Pipeline
+    toolchains: Mapping[str, Toolchain]
+    place: Path
+
+    @property
+    def model(self) -> Model:
+        """The model that is built."""
+        return self.models["model"]
+
+
+def prepare(recipe: Recipe, settings: Settings, reporter: Reporter) -> Job:
+    """Check everything that can be checked before the first byte is made."""
+    backend = load_backend(recipe.backend)
+    options = recipe.parsed(backend)
+    references = {"model": recipe.model, **backend.models(options)}
+    models = {role: _model(ref, settings, reporter) for role, ref in references.items()}
+    pipeline = backend.plan(options, models)
+    names = {s.toolchain for s in pipeline.stages}
+    toolchains = {n: load_toolchain(n, base=settings.base) for n in sorted(names)}
+    place = settings.out or Path("build") / models["model"].name / backend.name
+    return Job(
+        recipe=recipe,
+        backend=backend,
+        options=options,
+        models=models,
+        pipeline=pipeline,
+        toolchains=toolchains,
+        place=place.absolute(),
+    )
+
+
+def _model(reference: str, settings: Settings, reporter: Reporter) -> Model:
+    from edgekiln.models import resolve
+
+    return resolve(
+        reference,
+        progress=Task(reporter, "model"),
+        trust_pickle=settings.trust_pickle,
+        refresh=settings.refresh,
+    )
+
+
+def build(recipe: Recipe, settings: Settings, reporter: Reporter) -> Bundle:
+    """Build a recipe's bundle, or find that it is there already."""
+    job = prepare(recipe, settings, reporter)
+    with open_store() as store:
+        planner = Planner(store, job.toolchains, reporter)
+        planned = planner.plan(job.pipeline)
+        lock = store.root / "locks" / f"place-{digest_json(str(job.place))[:32]}.lock"
+        waiting = f"another build writes {job.place}; waiting for it"
+        with held(lock, lambda: reporter.say(waiting)):
+            return _build(job, settings, reporter, store, planner, planned)
+
+
+def _build(
+    job: Job,
+    settings: Settings,
+    reporter: Reporter,
+    store: Store,
+    planner: Planner,
+    planned: list[Planned],
+) -> Bundle:
+    key = _build_key(job, planned)
+    if key and (bundle := find_bundle(job.place, key, store.index)):
+        _show(bundle, reporter)
+        reporter.result("bundle", str(job.place), f"nothing to do: {job.place} is up to date")
+        return bundle
+    done = _run(job, settings, reporter, store, planner, planned)
+    outputs = _outputs(job, done)
+    findings = job.backend.findings(job.options, outputs)
+    bundle = _bundle(job, store, planner, done, findings, outputs)
+    _show(bundle, reporter)
+    reporter.result("stages", _stage_figures(done), "\n" + summary(done))
+    text = f"\nbundle: {job.place} ({units.size(bundle.size)})"
+    reporter.result("bundle", str(job.place), text)
+    return bundle
+
+
+def _run(
+    job: Job,
+    settings: Settings,
+    reporter: Reporter,
+    store: Store,
+    planner: Planner,
+    planned: list[Planned],
+) -> dict[str, Done]:
+    if all(p.entry for p in planned):
+        return {p.stage.name: Done(entry=p.entry, ran=False, seconds=0) for p in planned if p.entry}
+    from edgekiln.executors.choose import choose_executor
+
+    store.sweep()
+    limits = Limits(
+        cpus=doctor.usable_cpus(), memory=settings.memory or doctor.usable_memory()
+    )
+    executor, why = choose_executor(settings.executor)
+    reporter.say(f"executor: {executor.describe()}: {why}")
+    try:
+        if not settings.force:
+            _refuse_early(examine(job, planned, limits))
+        _make_ready(job, planned, executor, reporter)
+        runner = Runner(
+            store=store,
+            executor=executor,
+            planner=planner,
+            toolchains=job.toolchains,
+            reporter=reporter,
+            limits=limits,
+            logs=home() / "logs",
+        )
+        return runner.run(job.pipeline, planned)
+    finally:
+        executor.close()
+
+
+def _make_ready(
+    job: Job, planned: list[Planned], executor: Executor, reporter: Reporter
+) -> None:
+    for name in sorted({p.stage.toolchain for p in planned if not p.entry}):
+        toolchain = job.toolchains[name]
+        if not executor.ready(toolchain):
+            task = f"toolchain {name}"
+            reporter.started(task, f"making it ready ({toolchain.summary})")
+            try:
+                executor.prepare(toolchain, Task(reporter, task))
+            except KilnError:
+                reporter.ended(task, "failed", {})
+                raise
+            reporter.ended(task, "done", {})
+
+
+def examine(job: Job, planned: list[Planned], limits: Limits) -> list[doctor.Check]:
+    """What is still to be run, against what this machine has."""
+    todo = [p.stage for p in planned if not p.entry]
+    if not todo:
+        return []
+    hungriest = max(todo, key=lambda s: s.memory)
+    store = sum(s.disk for s in todo)
+    needs = [(home(), store, "the store"), (job.place, store, "the bundle")]
+    memory = doctor.check_memory(hungriest.memory, limits.memory, f"stage {hungriest.name}")
+    return [memory, *doctor.check_disk(needs)]
+
+
+def _refuse_early(checks: list[doctor.Check]) -> None:
+    for check in checks:
+        if check.error:
+            raise check.error
+
+
+def _outputs(job: Job, done: Mapping[str, Done]) -> Outputs:
+    return Outputs(
+        paths={
+            (stage.name, output.name): done[stage.name].entry.output(output.name)
+            for stage in job.pipeline.stages
+            for output in stage.outputs
+        }
+    )
+
+
+def _bundle(
+    job: Job,
+    store: Store,
+    planner: Planner,
+    done: Mapping[str, Done],
+    findings: list[Finding],
+    outputs: Outputs,
+) -> Bundle:
+    """Judge the findings and write the bundle; a build below its floor leaves none."""
+    try:
+        job.backend.judge(job.options, findings)
+    except QualityError:
+        raise
+    planned = planner.plan(job.pipeline, {name: d.entry for name, d in done.items()})
+    key = _build_key(job, planned)
+    assert key is not None, "all stages are done"
+    contents = job.backend.contents(job.options, job.models, outputs)
+    try:
+        about = _about(job, key, done, findings, store)
+        return write_bundle(job.place, contents.files, contents.readme, about, store.index)
+    except FileNotFoundError as error:
+        raise StageError(
+            f"a file of the bundle is missing: {error.filename}",
+            remedy="run the build again: the stage that made it will run anew",
+        ) from error
+
+
+def _build_key(job: Job, planned: list[Planned]) -> str | None:
+    """One digest for all stages of a build; None while a stage's key cannot be known."""
+    keys = {p.stage.name: p.key for p in planned}
+    if None in keys.values() or not all(p.entry for p in planned):
+        return None
+    return digest_json(
+        {"schema": _BUNDLE_SCHEMA, "stages": keys, "options": _plain(job.options)}
+    )
+
+
+def _about(
+    job: Job, key: str, done: Mapping[str, Done], findings: list[Finding], store: Store
+) -> dict[str, Any]:
+    model = job.model
+    return {
+        "build_key": key,
+        "backend": job.backend.name,
+        "recipe": job.recipe.name,
+        "model": {
+            "name": model.name,
+            "source": model.source,
+            "family": model.family,
+            "parameters": model.parameters,
+            "digest": store.index.digest(model.path),
+        },
+        "options": _plain(job.options),
+        "toolchains": {name: t.digest for name, t in job.toolchains.items()},
+        "bases": {name: t.base.name for name, t in job.toolchains.items()},
+        "stages": {
+            name: {
+                "key": d.entry.key,
+                "toolchain": d.entry.meta["toolchain"],
+                "executor": d.entry.meta["executor"],
+                "seconds": d.entry.meta["seconds"],
+                "peak_memory": d.entry.meta["peak_memory"],
+            }
+            for name, d in done.items()
+        },
+        "figures": {f.name: f.value for f in findings},
+        "shown": [f.text for f in findings],
+    }
+
+
+def _plain(options: Any) -> dict[str, Any]:
+    import dataclasses
+
+    return dataclasses.asdict(options)
+
+
+def _show(bundle: Bundle, reporter: Reporter) -> None:
+    figures = bundle.manifest["figures"]
+    for (name, value), text in zip(figures.items(), bundle.manifest["shown"], strict=True):
+        reporter.result(name, value, text)
+
+
+def summary(done: Mapping[str, Done]) -> str:
+    """The closing table: each stage, cached or run, time, peak memory, size."""
+    rows = []
+    for name, d in done.items():
+        peak = d.entry.meta.get("peak_memory")
+        rows.append(
+            (
+                name,
+                "run" if d.ran else "cached",
+                units.seconds(d.seconds) if d.ran else "",
+                units.size(peak) if peak else "",
+                units.size(d.entry.size),
+            )
+        )
+    return table(rows, ("stage", "", "time", "peak memory", "made"))
+
+
+def _stage_figures(done: Mapping[str, Done]) -> dict[str, Any]:
+    return {
+        name: {"ran": d.ran, "seconds": round(d.seconds, 3), "size": d.entry.size}
+        for name, d in done.items()
+    }
+
+
+def describe_plan(job: Job, planned: list[Planned]) -> str:
+    """What --dry-run prints: stages, images, what is cached, what it will need."""
+    rows = []
+    for p in planned:
+        state = "cached" if p.entry else "to run"
+        needs = "" if p.entry else f"{units.size(p.stage.memory)}, {units.size(p.stage.disk)}"
+        rows.append((p.stage.name, p.toolchain.name, p.stage.program, state, needs))
+    model = job.model
+    lines = [
+        f"backend:   {job.backend.name}",
+        f"model:     {model.name} ({model.family}, {model.parameters / 1e6:.0f} M parameters, "
+        f"{units.size(model.weight_bytes)}), {model.source}",
+        f"bundle:    {job.place}",
+        "",
+        table(rows, ("stage", "toolchain", "program", "", "memory, disk")),
+    ]
+    return "\n".join(lines)
+
+
+def dry_run(recipe: Recipe, settings: Settings, reporter: Reporter) -> None:
+    """Show the plan and what doctor thinks of it; make nothing."""
+    job = prepare(recipe, settings, reporter)
+    with open_store() as store:
+        planned = Planner(store, job.toolchains, reporter).plan(job.pipeline)
+    reporter.result("plan", [p.stage.name for p in planned], describe_plan(job, planned))
+    limits = Limits(
+        cpus=doctor.usable_cpus(), memory=settings.memory or doctor.usable_memory()
+    )
+    for check in examine(job, planned, limits):
+        text = f"{'ok     ' if check.ok else 'too low'}  {check.name}: {check.found}"
+        reporter.result(f"doctor.{check.name}", check.ok, text)
+
+
+@contextmanager
+def open_store() -> Iterator[Store]:
+    """The store of this user."""
+    store = Store(home() / "store")
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def stage_inputs(pipeline: Pipeline) -> list[Path]:
+    """Every path of this machine that a pipeline reads."""
+    return [
+        source.path
+        for stage in pipeline.stages
+        for source in stage.inputs.values()
+        if isinstance(source, FromPath)
+    ]

@@ -1,0 +1,186 @@
+"""The bundle: what goes onto the phone, with a manifest that says what it is and where from.
+
+    build/MODEL/BACKEND/            the files, README.md for the phone, manifest.json,
+                                    provenance.json (in-toto, SLSA v1)
+
+A bundle is put together in a folder beside its place and renamed into it; its full manifest
+comes last, so a bundle whose manifest names the build is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgekiln import __version__
+from edgekiln.digest import FileIndex
+from edgekiln.errors import AccessError, UsageError
+from edgekiln.store import disk_error
+
+MANIFEST = "manifest.json"
+PROVENANCE = "provenance.json"
+README = "README.md"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A bundle that lies on disk."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its files."""
+        return sum(int(f["size"]) for f in self.manifest["files"].values())
+
+
+def find_bundle(place: Path, build_key: str, index: FileIndex) -> Bundle | None:
+    """The bundle at `place`, if it was made by that very build and no file of it has changed."""
+    try:
+        manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["build_key"] != build_key or manifest["files"] != _describe(place, index):
+            return None
+    except (OSError, ValueError, KeyError, AccessError):
+        return None
+    return Bundle(path=place, manifest=manifest)
+
+
+def write_bundle(
+    place: Path,
+    files: Mapping[str, Path],
+    readme: str,
+    about: Mapping[str, Any],
+    index: FileIndex,
+) -> Bundle:
+    """Put a bundle together at `place`, in the stead of an older one.
+
+    Raises UsageError when something else than a bundle lies there: it is not ours to remove.
+    """
+    if place.exists() and not _is_ours(place):
+        raise UsageError(
+            f"{place} holds something that is not a bundle",
+            remedy="move it away, or give another place with --out",
+        )
+    fresh = place.with_name(f".{place.name}.{os.getpid()}")
+    try:
+        _sweep(place)
+        fresh.mkdir(parents=True)
+        for name, source in files.items():
+            _copy(source, fresh / name)
+        (fresh / README).write_text(readme, encoding="utf-8", newline="\n")
+        write_json(fresh / MANIFEST, {"edgekiln": __version__, "unfinished": True})
+        if place.exists():
+            shutil.rmtree(place)
+        fresh.rename(place)
+        # Described in its place, so that the index knows the files where they will be looked for.
+        manifest = {**about, "edgekiln": __version__, "files": _describe(place, index)}
+        write_json(place / PROVENANCE, provenance(manifest))
+        write_json(place / f".{MANIFEST}", manifest)
+        (place / f".{MANIFEST}").replace(place / MANIFEST)
+    except OSError as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise disk_error(error, place) from error
+    return Bundle(path=place, manifest=manifest)
+
+
+def provenance(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """An in-toto statement with a SLSA v1 predicate about the bundle's files.
+
+    Formats: in-toto attestation Statement v1, slsa.dev/provenance/v1.
+    """
+    subjects = [
+        {"name": name, "digest": {"sha256": file["sha256"]}}
+        for name, file in sorted(manifest["files"].items())
+    ]
+    materials = [{"name": "model", "digest": {"sha256": manifest["model"]["digest"]}}]
+    materials += [
+        {"name": f"toolchain:{name}", "digest": {"sha256": digest}}
+        for name, digest in sorted(manifest["toolchains"].items())
+    ]
+    return {
+        "_type": "https://in-toto.io/Statement/v1",
+        "subject": subjects,
+        "predicateType": "https://slsa.dev/provenance/v1",
+        "predicate": {
+            "buildDefinition": {
+                "buildType": "urn:edgekiln:build:v1",
+                "externalParameters": {
+                    "backend": manifest["backend"],
+                    "model": manifest["model"]["source"],
+                    "options": manifest["options"],
+                },
+                "internalParameters": {"stages": manifest["stages"]},
+                "resolvedDependencies": materials,
+            },
+            "runDetails": {
+                "builder": {"id": "urn:edgekiln", "version": {"edgekiln": __version__}},
+                "metadata": {"invocationId": manifest["build_key"]},
+            },
+        },
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """JSON as people read it, with a line end at the end."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8", newline="\n")
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A copy that shares its blocks with the store where the file system can.
+
+    Never a hard link: what a user changes in a bundle must not change the store.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not _clone(source, target):
+        shutil.copyfile(source, target)
+    # The time of making, so that `adb push --sync` sends only what is new.
+    stat = source.stat()
+    os.utime(target, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def _clone(source: Path, target: Path) -> bool:
+    """Share the blocks (btrfs, xfs, bcachefs: ioctl FICLONE); False where it cannot be."""
+    try:
+        import fcntl
+    except ImportError:
+        return False
+    ficlone = 0x40049409
+    with source.open("rb") as have, target.open("wb") as want:
+        try:
+            fcntl.ioctl(want.fileno(), ficlone, have.fileno())
+        except OSError:
+            return False
+    return True
+
+
+def _describe(place: Path, index: FileIndex) -> dict[str, Any]:
+    return {
+        name: {"size": size, "sha256": sha}
+        for name, (size, sha) in index.files(place).items()
+        if name not in (MANIFEST, PROVENANCE)
+    }
+
+
+def _is_ours(place: Path) -> bool:
+    """An empty folder, or one whose manifest is edgekiln's."""
+    try:
+        if place.is_dir() and not any(place.iterdir()):
+            return True
+        return "edgekiln" in json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _sweep(place: Path) -> None:
+    """Remove what a killed build left beside the bundle (the caller holds the place's lock)."""
+    if place.parent.is_dir():
+        for left in place.parent.glob(f".{place.name}.*"):
+            if left.is_dir():
+                shutil.rmtree(left)

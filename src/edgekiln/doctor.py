@@ -1,0 +1,99 @@
+"""What a build will need, and whether this machine has it: told before the first byte."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgekiln import units
+from edgekiln.errors import DiskError, KilnError, OutOfMemoryError
+
+# Left to the system and its other programs.
+_RESERVE = 768 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing looked at. `error` is what a build would be refused with."""
+
+    name: str
+    found: str
+    error: KilnError | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether a build can go on."""
+        return self.error is None
+
+
+def usable_memory() -> int:
+    """Bytes a stage may use on this machine."""
+    return max(available_memory() - _RESERVE, 256 << 20)
+
+
+def available_memory() -> int:
+    """Bytes that are free now (Linux), or all there are (elsewhere, where the engine limits)."""
+    if sys.platform == "linux":
+        from edgekiln.executors.procwatch import available_memory as from_proc
+
+        return from_proc()
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    # Docker Desktop on Windows has its own limit; the engine enforces it.
+    return 64 << 30
+
+
+def usable_cpus() -> int:
+    """Cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def check_memory(need: int, have: int, what: str) -> Check:
+    """Whether the hungriest stage fits."""
+    found = f"{units.size(have)} usable, {units.size(need)} needed by {what}"
+    if need <= have:
+        return Check(name="memory", found=found)
+    error = OutOfMemoryError(
+        f"{what} needs about {units.size(need)} of memory, {units.size(have)} can be used",
+        why="it would be killed half-way",
+        remedy="close other programs, use a larger machine, or say --force to try all the same",
+    )
+    return Check(name="memory", found=found, error=error)
+
+
+def check_disk(needs: Iterable[tuple[Path, int, str]]) -> list[Check]:
+    """Whether what will be written fits, for each file system once."""
+    by_device: dict[int, tuple[Path, int, list[str]]] = {}
+    for place, size, what in needs:
+        there = existing(place)
+        device = there.stat().st_dev
+        path, total, names = by_device.get(device, (there, 0, []))
+        by_device[device] = (path, total + size, [*names, what])
+    return [_disk(path, total, names) for path, total, names in by_device.values()]
+
+
+def _disk(path: Path, need: int, names: list[str]) -> Check:
+    free = shutil.disk_usage(path).free
+    found = f"{units.size(free)} free, {units.size(need)} needed for {', '.join(names)}"
+    if free >= need:
+        return Check(name=f"disk at {path}", found=found)
+    error = DiskError(
+        f"{units.size(need)} are needed at {path}, {units.size(free)} are free",
+        why=f"for {', '.join(names)}",
+        remedy="free some space (`kiln store gc`), set EDGEKILN_HOME elsewhere, or say --force",
+    )
+    return Check(name=f"disk at {path}", found=found, error=error)
+
+
+def existing(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that is there."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path

@@ -1,0 +1,40 @@
+"""Which executor runs a build, and why that one."""
+
+from __future__ import annotations
+
+from edgekiln.errors import EngineError, UsageError, nearest
+from edgekiln.executors.base import Executor
+
+NAMES = ("auto", "docker", "native")
+
+
+def choose_executor(wanted: str) -> tuple[Executor, str]:
+    """The executor to use and the reason in a few words.
+
+    `auto` is docker where an engine answers, else native. Raises EngineError when the one asked
+    for cannot be had.
+    """
+    if wanted not in NAMES:
+        raise UsageError(f"no executor {wanted}", remedy=nearest(wanted, NAMES))
+    if wanted == "native":
+        return _native(), "asked for"
+    from edgekiln.engine import find_engine, why_not
+
+    engine = find_engine()
+    if engine is not None:
+        from edgekiln.executors.docker import DockerExecutor
+
+        return DockerExecutor(engine), "asked for" if wanted == "docker" else "an engine answers"
+    if wanted == "docker":
+        raise EngineError(
+            "no container engine answers",
+            why=why_not(),
+            remedy="start Docker or Podman, run `kiln engine up`, or use --executor native",
+        )
+    return _native(), f"no container engine answers ({why_not()})"
+
+
+def _native() -> Executor:
+    from edgekiln.executors.native import NativeExecutor
+
+    return NativeExecutor()
