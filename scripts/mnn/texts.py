@@ -1,0 +1,89 @@
+"""What the float model and the exported one are both asked, and how the answers are compared.
+
+`prompts.json` is a list of questions; `text.txt` is a text written for this project, so that no
+model has learned it by heart. Both lie in the stage input `texts`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stagekit import BadInput
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Logits = NDArray[np.float32]
+
+# The text is read in windows this long, each from an empty context: the same work for both
+# models, and never more than this many rows of logits in memory.
+WINDOW_TOKENS = 256
+
+
+def prompts(texts: Path) -> list[str]:
+    """The questions, in order."""
+    found = json.loads((texts / "prompts.json").read_text(encoding="utf-8"))
+    if not isinstance(found, list) or not all(isinstance(p, str) and p for p in found):
+        raise BadInput("prompts.json is not a list of questions")
+    if not found:
+        raise BadInput("prompts.json holds no question")
+    return found
+
+
+def text(texts: Path) -> str:
+    """The text for the perplexity."""
+    return (texts / "text.txt").read_text(encoding="utf-8").strip()
+
+
+def windows(ids: list[int]) -> list[list[int]]:
+    """The text's tokens in windows; a last one too short to say much is left out."""
+    cut = [ids[i : i + WINDOW_TOKENS] for i in range(0, len(ids), WINDOW_TOKENS)]
+    return [w for w in cut if len(w) >= min(len(ids), WINDOW_TOKENS // 4) and len(w) > 1]
+
+
+def loss(logits: Logits, ids: list[int]) -> tuple[float, int]:
+    """Summed negative log likelihood in nats of each token after the first, and how many.
+
+    `logits` has a row for each of `ids`; row i predicts token i + 1.
+    """
+    import numpy as np
+
+    rows = logits[: len(ids) - 1].astype(np.float64)
+    top = rows.max(axis=1, keepdims=True)
+    total = top[:, 0] + np.log(np.exp(rows - top).sum(axis=1))
+    chosen = rows[np.arange(len(rows)), ids[1:]]
+    return float((total - chosen).sum()), len(rows)
+
+
+def perplexity(nats: float, tokens: int) -> float:
+    """exp of the mean negative log likelihood; infinite where it is past all counting."""
+    mean = nats / tokens
+    return math.exp(mean) if mean < 700 else math.inf
+
+
+def cosine(a: Logits, b: Logits) -> float:
+    """The cosine of the angle between two rows of logits."""
+    import numpy as np
+
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    return float(x @ y / (np.linalg.norm(x) * np.linalg.norm(y)))
+
+
+def divergence(a: Logits, b: Logits) -> float:
+    """Kullback-Leibler divergence in nats of b's next-token distribution from a's."""
+    import numpy as np
+
+    p, q = _log_softmax(a), _log_softmax(b)
+    return float((np.exp(p) * (p - q)).sum())
+
+
+def _log_softmax(row: Logits) -> Any:
+    import numpy as np
+
+    wide = row.astype(np.float64)
+    shifted = wide - wide.max()
+    return shifted - np.log(np.exp(shifted).sum())
