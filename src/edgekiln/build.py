@@ -13,11 +13,11 @@ from edgekiln.backends import load_backend
 from edgekiln.backends.base import Backend, Finding, Outputs
 from edgekiln.bundle import Bundle, find_bundle, write_bundle
 from edgekiln.digest import digest_json
-from edgekiln.errors import KilnError, QualityError, StageError
+from edgekiln.errors import KilnError, StageError
 from edgekiln.executors.base import Executor
 from edgekiln.home import home
 from edgekiln.locking import held
-from edgekiln.pipeline import FromPath, Pipeline
+from edgekiln.pipeline import Pipeline
 from edgekiln.report import Reporter, Task, table
 from edgekiln.runner import Done, Limits, Planned, Planner, Runner
 from edgekiln.store import Store
@@ -155,7 +155,6 @@ def _run(
             store=store,
             executor=executor,
             planner=planner,
-            toolchains=job.toolchains,
             reporter=reporter,
             limits=limits,
             logs=home() / "logs",
@@ -218,10 +217,7 @@ def _bundle(
     outputs: Outputs,
 ) -> Bundle:
     """Judge the findings and write the bundle; a build below its floor leaves none."""
-    try:
-        job.backend.judge(job.options, findings)
-    except QualityError:
-        raise
+    job.backend.judge(job.options, findings)
     planned = planner.plan(job.pipeline, {name: d.entry for name, d in done.items()})
     key = _build_key(job, planned)
     assert key is not None, "all stages are done"
@@ -357,12 +353,3 @@ def open_store() -> Iterator[Store]:
     finally:
         store.close()
 
-
-def stage_inputs(pipeline: Pipeline) -> list[Path]:
-    """Every path of this machine that a pipeline reads."""
-    return [
-        source.path
-        for stage in pipeline.stages
-        for source in stage.inputs.values()
-        if isinstance(source, FromPath)
-    ]

@@ -8,7 +8,6 @@ from functools import lru_cache
 from pathlib import Path
 
 from edgekiln.digest import digest_file, digest_json
-from edgekiln.home import project
 from edgekiln.pipeline import Stage
 
 # Raised when the meaning of a key changes, so that old entries are not taken for new ones.
@@ -16,7 +15,9 @@ _SCHEMA = 1
 _IMPORT = re.compile(r"^\s*(?:from|import)\s+(\w+)", re.MULTILINE)
 
 
-def stage_key(stage: Stage, toolchain_digest: str, inputs: Mapping[str, str]) -> str:
+def stage_key(
+    stage: Stage, scripts: Path, toolchain_digest: str, inputs: Mapping[str, str]
+) -> str:
     """The store key (sha256, hex) of a stage whose inputs have these content digests.
 
     Executors are not part of it: all of them install the same lock and run the same program.
@@ -25,7 +26,7 @@ def stage_key(stage: Stage, toolchain_digest: str, inputs: Mapping[str, str]) ->
         {
             "schema": _SCHEMA,
             "toolchain": toolchain_digest,
-            "program": program_digest(project() / "scripts", stage.program),
+            "program": program_digest(scripts, stage.program),
             "params": dict(stage.params),
             "inputs": dict(inputs),
             "outputs": [o.name for o in stage.outputs],

@@ -14,6 +14,7 @@ from edgekiln import units
 from edgekiln.digest import digest_json
 from edgekiln.errors import DiskError, KilnError, OutOfMemoryError, StageError, UsageError
 from edgekiln.executors.base import BAD_INPUT, Event, Executor, StageResult, StageRun
+from edgekiln.home import project
 from edgekiln.keys import stage_key
 from edgekiln.pipeline import FromPath, FromStage, Input, Pipeline, Stage
 from edgekiln.report import Reporter
@@ -55,9 +56,14 @@ class Planner:
     """Knows the digests of everything that goes into a pipeline's stages."""
 
     def __init__(
-        self, store: Store, toolchains: Mapping[str, Toolchain], reporter: Reporter
+        self,
+        store: Store,
+        toolchains: Mapping[str, Toolchain],
+        reporter: Reporter,
+        scripts: Path | None = None,
     ) -> None:
-        self._store, self._toolchains, self._reporter = store, toolchains, reporter
+        self._store, self.toolchains, self._reporter = store, toolchains, reporter
+        self.scripts = scripts or project() / "scripts"
         self._paths: dict[Path, str] = {}
 
     def plan(self, pipeline: Pipeline, done: Mapping[str, Entry] | None = None) -> list[Planned]:
@@ -69,7 +75,7 @@ class Planner:
             entry = entries.get(stage.name) or (self._store.find(key) if key else None)
             if entry:
                 entries[stage.name] = entry
-            toolchain = self._toolchains[stage.toolchain]
+            toolchain = self.toolchains[stage.toolchain]
             planned.append(Planned(stage=stage, toolchain=toolchain, key=key, entry=entry))
         return planned
 
@@ -83,7 +89,7 @@ class Planner:
                 inputs[name] = entries[source.stage].output_digest(source.output)
             else:
                 inputs[name] = self._path_digest(source.path)
-        return stage_key(stage, self._toolchains[stage.toolchain].digest, inputs)
+        return stage_key(stage, self.scripts, self.toolchains[stage.toolchain].digest, inputs)
 
     def _path_digest(self, path: Path) -> str:
         if path not in self._paths:
@@ -113,13 +119,12 @@ class Runner:
         store: Store,
         executor: Executor,
         planner: Planner,
-        toolchains: Mapping[str, Toolchain],
         reporter: Reporter,
         limits: Limits,
         logs: Path,
     ) -> None:
         self._store, self._executor, self._planner = store, executor, planner
-        self._toolchains, self._reporter = toolchains, reporter
+        self._toolchains, self._reporter = planner.toolchains, reporter
         self._limits, self._logs = limits, logs
 
     def run(self, pipeline: Pipeline, planned: list[Planned]) -> dict[str, Done]:
@@ -190,6 +195,7 @@ class Runner:
         log = self._logs / f"{stage.name}-{key[:12]}.log"
         run = StageRun(
             name=stage.name,
+            scripts=self._planner.scripts,
             program=stage.program,
             inputs={name: _locate(source, entries) for name, source in stage.inputs.items()},
             params=stage.params,
@@ -308,7 +314,7 @@ def _judge(
         )
     raise StageError(
         f"stage {stage.name} failed with exit code {result.exit_code}",
-        why=_last_line(run.log),
+        why=seen.error or _last_line(run.log),
         remedy=f"the whole log: {run.log}",
     )
 

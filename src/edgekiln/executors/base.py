@@ -19,13 +19,14 @@ BAD_INPUT = 64
 
 @dataclass(frozen=True, kw_only=True)
 class StageRun:
-    """One stage, ready to go. Paths are this machine's; `memory` is the limit in bytes.
+    """One stage, ready to go: `program` lies under `scripts`, `memory` is the limit in bytes.
 
     `work` belongs to this run alone and holds an empty folder out/; `log` is where the program's
     own words go; `on_event` is called from the thread that runs the stage.
     """
 
     name: str
+    scripts: Path
     program: str
     inputs: Mapping[str, Path]
     params: Mapping[str, Any]

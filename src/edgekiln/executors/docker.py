@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, TextIO
 from edgekiln.errors import EngineError, StageError
 from edgekiln.executors.base import StageResult, StageRun, environment, read_event
 from edgekiln.executors.paths import engine_path
-from edgekiln.home import project
 
 if TYPE_CHECKING:
     from docker.api.client import APIClient
@@ -162,7 +161,7 @@ class DockerExecutor:
 
     def _mounts(self, run: StageRun, scratch: Path, params: Path) -> list[dict[str, Any]]:
         readable = {f"/in/{name}": path for name, path in run.inputs.items()}
-        readable |= {"/kiln/scripts": project() / "scripts", "/kiln/params.json": params}
+        readable |= {"/kiln/scripts": run.scripts, "/kiln/params.json": params}
         writable = {"/out": run.work / "out", "/scratch": scratch}
         return [
             *(self._bind(target, path, read_only=True) for target, path in readable.items()),

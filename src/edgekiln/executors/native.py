@@ -14,13 +14,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekiln.errors import EngineError
 from edgekiln.executors.base import StageResult, StageRun, environment, read_event
 from edgekiln.executors.procwatch import group_rss
-from edgekiln.home import project
 
 if TYPE_CHECKING:
     from edgekiln.progress import Progress
@@ -34,13 +34,14 @@ class NativeExecutor:
 
     name = "native"
 
-    def __init__(self) -> None:
+    def __init__(self, python_of: Callable[[Toolchain], Path] | None = None) -> None:
         if sys.platform != "linux":
             raise EngineError(
                 "stages cannot run natively on this system",
                 why="the toolchains' wheels are for Linux",
                 remedy="start Docker Desktop and use --executor docker",
             )
+        self._python_of = python_of or _prefix_python
         self._cut = network_cut()
         self._running: set[subprocess.Popen[str]] = set()
         self._guard = threading.Lock()
@@ -65,14 +66,11 @@ class NativeExecutor:
 
     def run(self, toolchain: Toolchain, run: StageRun) -> StageResult:
         """Run a stage's program and wait for it."""
-        from edgekiln.prefix import prefix_python
-
-        scripts = project() / "scripts"
-        command = [*_dies_with_us(), *self._cut, str(prefix_python(toolchain))]
-        command += ["-s", str(scripts / run.program)]
+        command = [*_dies_with_us(), *self._cut, str(self._python_of(toolchain))]
+        command += ["-s", str(run.scripts / run.program)]
         began = time.monotonic()
         with run.log.open("w", encoding="utf-8") as log:
-            process = self._start(command, _layout(toolchain, run, scripts), run, log.fileno())
+            process = self._start(command, _layout(toolchain, run), run, log.fileno())
             watch = _MemoryWatch(process, run.memory)
             watch.start()
             try:
@@ -127,6 +125,12 @@ class NativeExecutor:
             self._running.discard(process)
 
 
+def _prefix_python(toolchain: Toolchain) -> Path:
+    from edgekiln.prefix import prefix_python
+
+    return prefix_python(toolchain)
+
+
 def network_cut() -> list[str]:
     """The words to put before a command so that it has no network; empty where refused.
 
@@ -149,7 +153,7 @@ def _dies_with_us() -> list[str]:
     return [setpriv, "--pdeathsig", "KILL"] if setpriv else []
 
 
-def _layout(toolchain: Toolchain, run: StageRun, scripts: Path) -> dict[str, str]:
+def _layout(toolchain: Toolchain, run: StageRun) -> dict[str, str]:
     """Lay out in/ and scratch/ beside out/, and say so in the environment."""
     inputs, scratch = run.work / "in", run.work / "scratch"
     inputs.mkdir()
@@ -161,7 +165,7 @@ def _layout(toolchain: Toolchain, run: StageRun, scripts: Path) -> dict[str, str
     return {
         "PATH": os.environ.get("PATH", os.defpath),
         **environment(toolchain, run),
-        "PYTHONPATH": str(scripts),
+        "PYTHONPATH": str(run.scripts),
         "KILN_IN": str(inputs),
         "KILN_OUT": str(run.work / "out"),
         "KILN_PARAMS": str(params),

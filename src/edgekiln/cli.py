@@ -1,0 +1,202 @@
+"""What the commands share: how errors leave, how flags are made from options, nearest names."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from edgekiln.errors import KilnError, nearest
+from edgekiln.options import Spec, Value
+from edgekiln.report import Reporter, make_reporter, paint
+
+_INTERRUPTED = 130
+
+
+@contextmanager
+def reporting(*, quiet: bool = False, as_json: bool = False, debug: bool = False) -> Iterator[Reporter]:
+    """A reporter for a command; a KilnError on the way is shown and ends it with its code."""
+    from invoke.exceptions import Exit
+
+    reporter = make_reporter(quiet=quiet, as_json=as_json)
+    restore = _terminate_like_interrupt()
+    try:
+        yield reporter
+    except KilnError as error:
+        reporter.close()
+        if debug:
+            traceback.print_exc()
+        reporter.failed(error) if as_json else show_error(error)
+        raise Exit(code=error.exit_code) from None
+    except KeyboardInterrupt:
+        reporter.close()
+        print("\nstopped; finished stages are kept", file=sys.stderr)
+        raise Exit(code=_INTERRUPTED) from None
+    except Exception as error:
+        if debug or isinstance(error, Exit):
+            raise
+        reporter.close()
+        show_error(_unexpected(error))
+        raise Exit(code=KilnError.exit_code) from None
+    finally:
+        reporter.close()
+        restore()
+
+
+def show_error(error: KilnError) -> None:
+    """The error's lines on standard error, the first in red on a terminal."""
+    first, *rest = error.lines()
+    print("\n".join([paint(first, "31"), *rest]), file=sys.stderr)
+
+
+def _unexpected(error: Exception) -> KilnError:
+    return KilnError(
+        "edgekiln made a mistake",
+        why=f"{type(error).__name__}: {error}".splitlines()[0],
+        remedy="run it again with --debug and report what it prints",
+    )
+
+
+def _terminate_like_interrupt() -> Callable[[], None]:
+    """SIGTERM ends a build as Ctrl-C does: stages stopped, containers removed."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread
+        return lambda: None
+    return lambda: signal.signal(signal.SIGTERM, before) and None
+
+
+def command(body: Callable[..., None]) -> Callable[..., None]:
+    """Make a function a command: it takes `debug` from its own flags and fails with words."""
+
+    @functools.wraps(body)
+    def run(*args: Any, **kwargs: Any) -> None:
+        with reporting(debug=bool(kwargs.pop("debug", False))):
+            body(*args, **kwargs)
+
+    run.__signature__ = _with_flag(inspect.signature(body), "debug")  # type: ignore[attr-defined]
+    return run
+
+
+def _with_flag(signature: inspect.Signature, name: str) -> inspect.Signature:
+    if name in signature.parameters:
+        return signature
+    flag = inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=False)
+    return signature.replace(parameters=[*signature.parameters.values(), flag])
+
+
+def with_options(specs: Iterable[Spec]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command a flag for each option; it gets those that were given as `options`.
+
+    A flag's default is nothing: what is not given is the recipe's or the preset's to say. An
+    option that is true or false has two flags, --hqq and --no-hqq.
+    """
+    known = {spec.name: spec for spec in specs}
+
+    def wrap(body: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(body)
+        def run(*args: Any, **kwargs: Any) -> None:
+            given = {name: kwargs.pop(name, None) for name in known}
+            for name in [n for n, s in known.items() if s.type is bool]:
+                given[name] = True if given[name] else False if kwargs.pop(f"no_{name}") else None
+            body(*args, options={k: v for k, v in given.items() if v is not None}, **kwargs)
+
+        own = inspect.signature(body)
+        kept = [p for p in own.parameters.values() if p.name != "options"]
+        run.__signature__ = own.replace(  # type: ignore[attr-defined]
+            parameters=[*kept, *(p for spec in known.values() for p in _flags(spec))]
+        )
+        return run
+
+    return wrap
+
+
+def _flags(spec: Spec) -> list[inspect.Parameter]:
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    if spec.type is bool:
+        names = (spec.name, f"no_{spec.name}")
+        return [inspect.Parameter(name, kind, default=False) for name in names]
+    return [inspect.Parameter(spec.name, kind, default=None)]
+
+
+def option_help(specs: Iterable[Spec]) -> dict[str, str]:
+    """The help of each option's flags: what it does, what it accepts, its default."""
+    found: dict[str, str] = {}
+    for spec in specs:
+        name = spec.name.replace("_", "-")
+        found[name] = f"[{spec.group}] {spec.help} ({_accepts(spec)})"
+        if spec.type is bool:
+            found[f"no-{name}"] = f"[{spec.group}] the opposite of --{name}"
+    return found
+
+
+def _accepts(spec: Spec) -> str:
+    default = f"default {_word(spec.default)}"
+    if spec.choices:
+        return f"{' | '.join(_word(c) for c in spec.choices)}; {default}"
+    if spec.low is not None or spec.high is not None:
+        low = "" if spec.low is None else f"{spec.low:g}"
+        high = "" if spec.high is None else f"{spec.high:g}"
+        return f"{low}..{high}; {default}"
+    return default
+
+
+def _word(value: Value) -> str:
+    if value is None:
+        return "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def name_the_nearest() -> None:
+    """Teach Invoke's "No idea what '--quant-bits' is!" to say what was probably meant.
+
+    Invoke raises ParseError with the context it was parsing; there is no hook before it is
+    printed, so its text is made here.
+    """
+    from invoke.exceptions import ParseError
+
+    def text(error: Any) -> str:
+        said = str(error.args[0]) if error.args else ""
+        unknown = re.search(r"No idea what '([^']+)' is", said)
+        if unknown is None:
+            return said
+        context = error.context
+        if unknown[1].startswith("-") and context is not None and context.name:
+            where = f"kiln {context.name}"
+            remedy = nearest(unknown[1], [f for f in context.flags if f.startswith("--")])
+            if remedy.startswith("one of"):
+                remedy = f"kiln --help {context.name}"
+            return f"error: {where} has no option {unknown[1]}\ndo:    {remedy}"
+        remedy = nearest(unknown[1], _COMMANDS) if _COMMANDS else ""
+        return f"error: there is no command {unknown[1]}\ndo:    {remedy}"
+
+    ParseError.__str__ = text
+
+
+_COMMANDS: list[str] = []
+
+
+def register(names: Iterable[str]) -> None:
+    """Tell the names of all commands, for the nearest one."""
+    _COMMANDS.extend(names)
+
+
+def merged(tables: Iterable[Mapping[str, Spec]]) -> list[Spec]:
+    """The options of all backends, each once. Options of one name must be of one type."""
+    found: dict[str, Spec] = {}
+    for options in tables:
+        for name, spec in options.items():
+            if name in found and found[name].type is not spec.type:
+                raise TypeError(f"option {name} has two types")
+            found.setdefault(name, spec)
+    return list(found.values())

@@ -1,0 +1,24 @@
+"""Fixtures of the unit tests: each has its own cache and store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tests.unit.kit import Bench
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test reads or writes the user's own cache."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("EDGEKILN_HOME", str(home))
+    return home
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    """A store and a runner whose stages are run by this Python, from a toolchain of nothing."""
+    return Bench(tmp_path, SimpleNamespace(name="plain", digest="0" * 64, env={}, summary=""))
