@@ -68,11 +68,9 @@ def convert(source: Path, target: Path, progress: Progress) -> None:
     _write_json(target / "tokenizer_config.json", tokenizer_config(fields))
     _write_json(target / "special_tokens_map.json", special_tokens(fields))
     plans = list(_plans(reader, fields))
-    weights.write(
-        target / "model.safetensors",
-        plans,
-        lambda done: progress.update(done, len(plans), "weights"),
-    )
+    total = sum(plan.size for plan in plans)
+    told = partial(progress.update, total=total, what="expanding weights")
+    weights.write(target / "model.safetensors", plans, told)
 
 
 class Fields:

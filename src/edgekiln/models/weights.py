@@ -134,9 +134,14 @@ class Plan:
     shape: tuple[int, ...]
     data: Callable[[], bytes]
 
+    @property
+    def size(self) -> int:
+        """Bytes its data will have."""
+        return BITS[self.dtype] * math.prod(self.shape) // 8
+
 
 def write(path: Path, tensors: Iterable[Plan], told: Callable[[int], None]) -> None:
-    """Write a safetensors file; `told` hears how many tensors are done.
+    """Write a safetensors file; `told` hears how many bytes of data are done.
 
     Only one tensor is in memory at a time. Equal tensors give equal bytes on every run.
     """
@@ -144,8 +149,9 @@ def write(path: Path, tensors: Iterable[Plan], told: Callable[[int], None]) -> N
     header = _header(plans)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(header)) + header)
-        for done, plan in enumerate(plans, 1):
-            file.write(plan.data())
+        done = 0
+        for plan in plans:
+            done += file.write(plan.data())
             told(done)
     read_header(path)
 
@@ -156,7 +162,7 @@ def _header(plans: Sequence[Plan]) -> bytes:
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for plan in plans:
-        end = at + BITS[plan.dtype] * math.prod(plan.shape) // 8
+        end = at + plan.size
         entries[plan.name] = {"dtype": plan.dtype, "shape": plan.shape, "data_offsets": [at, end]}
         at = end
     text = json.dumps(entries, separators=(",", ":")).encode()
