@@ -68,8 +68,11 @@ def build(
       kiln build --recipe qwen3-1.7b-mnn-extreme-speed --dry-run
       kiln build --backend mnn --quant-bit 8 --no-hqq --backend-type opencl
     """
-    from edgekiln.build import Settings, dry_run as show, build as run
     from edgekiln.recipe import make_recipe
+
+    from edgekiln.build import Settings
+    from edgekiln.build import build as run
+    from edgekiln.build import dry_run as show
     from edgekiln.units import parse_size
 
     with cli.reporting(quiet=quiet, as_json=json, debug=debug) as reporter:

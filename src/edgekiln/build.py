@@ -13,13 +13,15 @@ from edgekiln.backends import load_backend
 from edgekiln.backends.base import Backend, Finding, Outputs
 from edgekiln.bundle import Bundle, find_bundle, write_bundle
 from edgekiln.digest import digest_json
-from edgekiln.errors import KilnError, StageError
+from edgekiln.errors import KilnError
 from edgekiln.executors.base import Executor
 from edgekiln.home import home
 from edgekiln.locking import held
 from edgekiln.pipeline import Pipeline
-from edgekiln.report import Reporter, Task, table
-from edgekiln.runner import Done, Limits, Planned, Planner, Runner
+from edgekiln.plan import Planned, Planner
+from edgekiln.report import Reporter, Task
+from edgekiln.runner import Done, Limits, Runner
+from edgekiln.show import describe_plan, stage_figures, summary
 from edgekiln.store import Store
 from edgekiln.toolchain import Toolchain, load_toolchain
 
@@ -97,76 +99,95 @@ def build(recipe: Recipe, settings: Settings, reporter: Reporter) -> Bundle:
     """Build a recipe's bundle, or find that it is there already."""
     job = prepare(recipe, settings, reporter)
     with open_store() as store:
-        planner = Planner(store, job.toolchains, reporter)
-        planned = planner.plan(job.pipeline)
         lock = store.root / "locks" / f"place-{digest_json(str(job.place))[:32]}.lock"
         waiting = f"another build writes {job.place}; waiting for it"
         with held(lock, lambda: reporter.say(waiting)):
-            return _build(job, settings, reporter, store, planner, planned)
+            return _Build(job, settings, reporter, store).run()
 
 
-def _build(
-    job: Job,
-    settings: Settings,
-    reporter: Reporter,
-    store: Store,
-    planner: Planner,
-    planned: list[Planned],
-) -> Bundle:
-    key = _build_key(job, planned)
-    if key and (bundle := find_bundle(job.place, key, store.index)):
+def dry_run(recipe: Recipe, settings: Settings, reporter: Reporter) -> None:
+    """Show the plan and what doctor thinks of it; make nothing."""
+    job = prepare(recipe, settings, reporter)
+    with open_store() as store:
+        planned = Planner(store, job.toolchains, reporter).plan(job.pipeline)
+    reporter.result("plan", [p.stage.name for p in planned], describe_plan(job, planned))
+    for check in examine(job, planned, limits(settings)):
+        text = f"{'ok     ' if check.ok else 'too low'}  {check.name}: {check.found}"
+        reporter.result(f"doctor.{check.name}", check.ok, text)
+
+
+class _Build:
+    """A job on its way through plan, run, judgement and bundle; it holds the place's lock."""
+
+    def __init__(self, job: Job, settings: Settings, reporter: Reporter, store: Store) -> None:
+        self._job, self._settings, self._reporter, self._store = job, settings, reporter, store
+        self._planner = Planner(store, job.toolchains, reporter)
+
+    def run(self) -> Bundle:
+        job, reporter = self._job, self._reporter
+        planned = self._planner.plan(job.pipeline)
+        key = _build_key(job, planned)
+        if key and (bundle := find_bundle(job.place, key, self._store.index)):
+            _show(bundle, reporter)
+            reporter.result("bundle", str(job.place), f"nothing to do: {job.place} is up to date")
+            return bundle
+        done = self._make(planned)
+        bundle = self._bundle(done)
         _show(bundle, reporter)
-        reporter.result("bundle", str(job.place), f"nothing to do: {job.place} is up to date")
+        reporter.result("stages", stage_figures(done), "\n" + summary(done))
+        text = f"\nbundle: {job.place} ({units.size(bundle.size)})"
+        reporter.result("bundle", str(job.place), text)
         return bundle
-    done = _run(job, settings, reporter, store, planner, planned)
-    outputs = _outputs(job, done)
-    findings = job.backend.findings(job.options, outputs)
-    bundle = _bundle(job, store, planner, done, findings, outputs)
-    _show(bundle, reporter)
-    reporter.result("stages", _stage_figures(done), "\n" + summary(done))
-    text = f"\nbundle: {job.place} ({units.size(bundle.size)})"
-    reporter.result("bundle", str(job.place), text)
-    return bundle
+
+    def _make(self, planned: list[Planned]) -> dict[str, Done]:
+        """Every stage finished: found in the store, or run now."""
+        if all(p.entry for p in planned):
+            return {
+                p.stage.name: Done(entry=p.entry, ran=False, seconds=0) for p in planned if p.entry
+            }
+        from edgekiln.executors.choose import choose_executor
+
+        self._store.sweep()
+        allowed = limits(self._settings)
+        executor, why = choose_executor(self._settings.executor)
+        self._reporter.say(f"executor: {executor.describe()}: {why}")
+        try:
+            if not self._settings.force:
+                _refuse_early(examine(self._job, planned, allowed))
+            _make_ready(self._job, planned, executor, self._reporter)
+            runner = Runner(
+                store=self._store,
+                executor=executor,
+                planner=self._planner,
+                reporter=self._reporter,
+                limits=allowed,
+                logs=home() / "logs",
+            )
+            return runner.run(self._job.pipeline, planned)
+        finally:
+            executor.close()
+
+    def _bundle(self, done: Mapping[str, Done]) -> Bundle:
+        """Judge the findings and write the bundle; a build below its floor leaves none."""
+        job = self._job
+        outputs = _outputs(job, done)
+        findings = job.backend.findings(job.options, outputs)
+        job.backend.judge(job.options, findings)
+        planned = self._planner.plan(job.pipeline, {name: d.entry for name, d in done.items()})
+        key = _build_key(job, planned)
+        assert key is not None, "all stages are done"
+        contents = job.backend.contents(job.options, job.models, outputs)
+        about = _about(job, key, done, findings, self._store)
+        return write_bundle(job.place, contents.files, contents.readme, about, self._store.index)
 
 
-def _run(
-    job: Job,
-    settings: Settings,
-    reporter: Reporter,
-    store: Store,
-    planner: Planner,
-    planned: list[Planned],
-) -> dict[str, Done]:
-    if all(p.entry for p in planned):
-        return {p.stage.name: Done(entry=p.entry, ran=False, seconds=0) for p in planned if p.entry}
-    from edgekiln.executors.choose import choose_executor
-
-    store.sweep()
-    limits = Limits(
-        cpus=doctor.usable_cpus(), memory=settings.memory or doctor.usable_memory()
-    )
-    executor, why = choose_executor(settings.executor)
-    reporter.say(f"executor: {executor.describe()}: {why}")
-    try:
-        if not settings.force:
-            _refuse_early(examine(job, planned, limits))
-        _make_ready(job, planned, executor, reporter)
-        runner = Runner(
-            store=store,
-            executor=executor,
-            planner=planner,
-            reporter=reporter,
-            limits=limits,
-            logs=home() / "logs",
-        )
-        return runner.run(job.pipeline, planned)
-    finally:
-        executor.close()
+def limits(settings: Settings) -> Limits:
+    """What this build may use of the machine."""
+    memory = settings.memory or doctor.usable_memory()
+    return Limits(cpus=doctor.usable_cpus(), memory=memory)
 
 
-def _make_ready(
-    job: Job, planned: list[Planned], executor: Executor, reporter: Reporter
-) -> None:
+def _make_ready(job: Job, planned: list[Planned], executor: Executor, reporter: Reporter) -> None:
     for name in sorted({p.stage.toolchain for p in planned if not p.entry}):
         toolchain = job.toolchains[name]
         if not executor.ready(toolchain):
@@ -208,38 +229,12 @@ def _outputs(job: Job, done: Mapping[str, Done]) -> Outputs:
     )
 
 
-def _bundle(
-    job: Job,
-    store: Store,
-    planner: Planner,
-    done: Mapping[str, Done],
-    findings: list[Finding],
-    outputs: Outputs,
-) -> Bundle:
-    """Judge the findings and write the bundle; a build below its floor leaves none."""
-    job.backend.judge(job.options, findings)
-    planned = planner.plan(job.pipeline, {name: d.entry for name, d in done.items()})
-    key = _build_key(job, planned)
-    assert key is not None, "all stages are done"
-    contents = job.backend.contents(job.options, job.models, outputs)
-    try:
-        about = _about(job, key, done, findings, store)
-        return write_bundle(job.place, contents.files, contents.readme, about, store.index)
-    except FileNotFoundError as error:
-        raise StageError(
-            f"a file of the bundle is missing: {error.filename}",
-            remedy="run the build again: the stage that made it will run anew",
-        ) from error
-
-
 def _build_key(job: Job, planned: list[Planned]) -> str | None:
     """One digest for all stages of a build; None while a stage's key cannot be known."""
     keys = {p.stage.name: p.key for p in planned}
     if None in keys.values() or not all(p.entry for p in planned):
         return None
-    return digest_json(
-        {"schema": _BUNDLE_SCHEMA, "stages": keys, "options": _plain(job.options)}
-    )
+    return digest_json({"schema": _BUNDLE_SCHEMA, "stages": keys, "options": _plain(job.options)})
 
 
 def _about(
@@ -287,63 +282,6 @@ def _show(bundle: Bundle, reporter: Reporter) -> None:
         reporter.result(name, value, text)
 
 
-def summary(done: Mapping[str, Done]) -> str:
-    """The closing table: each stage, cached or run, time, peak memory, size."""
-    rows = []
-    for name, d in done.items():
-        peak = d.entry.meta.get("peak_memory")
-        rows.append(
-            (
-                name,
-                "run" if d.ran else "cached",
-                units.seconds(d.seconds) if d.ran else "",
-                units.size(peak) if peak else "",
-                units.size(d.entry.size),
-            )
-        )
-    return table(rows, ("stage", "", "time", "peak memory", "made"))
-
-
-def _stage_figures(done: Mapping[str, Done]) -> dict[str, Any]:
-    return {
-        name: {"ran": d.ran, "seconds": round(d.seconds, 3), "size": d.entry.size}
-        for name, d in done.items()
-    }
-
-
-def describe_plan(job: Job, planned: list[Planned]) -> str:
-    """What --dry-run prints: stages, images, what is cached, what it will need."""
-    rows = []
-    for p in planned:
-        state = "cached" if p.entry else "to run"
-        needs = "" if p.entry else f"{units.size(p.stage.memory)}, {units.size(p.stage.disk)}"
-        rows.append((p.stage.name, p.toolchain.name, p.stage.program, state, needs))
-    model = job.model
-    lines = [
-        f"backend:   {job.backend.name}",
-        f"model:     {model.name} ({model.family}, {model.parameters / 1e6:.0f} M parameters, "
-        f"{units.size(model.weight_bytes)}), {model.source}",
-        f"bundle:    {job.place}",
-        "",
-        table(rows, ("stage", "toolchain", "program", "", "memory, disk")),
-    ]
-    return "\n".join(lines)
-
-
-def dry_run(recipe: Recipe, settings: Settings, reporter: Reporter) -> None:
-    """Show the plan and what doctor thinks of it; make nothing."""
-    job = prepare(recipe, settings, reporter)
-    with open_store() as store:
-        planned = Planner(store, job.toolchains, reporter).plan(job.pipeline)
-    reporter.result("plan", [p.stage.name for p in planned], describe_plan(job, planned))
-    limits = Limits(
-        cpus=doctor.usable_cpus(), memory=settings.memory or doctor.usable_memory()
-    )
-    for check in examine(job, planned, limits):
-        text = f"{'ok     ' if check.ok else 'too low'}  {check.name}: {check.found}"
-        reporter.result(f"doctor.{check.name}", check.ok, text)
-
-
 @contextmanager
 def open_store() -> Iterator[Store]:
     """The store of this user."""
@@ -352,4 +290,3 @@ def open_store() -> Iterator[Store]:
         yield store
     finally:
         store.close()
-

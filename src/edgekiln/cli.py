@@ -20,7 +20,9 @@ _INTERRUPTED = 130
 
 
 @contextmanager
-def reporting(*, quiet: bool = False, as_json: bool = False, debug: bool = False) -> Iterator[Reporter]:
+def reporting(
+    *, quiet: bool = False, as_json: bool = False, debug: bool = False
+) -> Iterator[Reporter]:
     """A reporter for a command; a KilnError on the way is shown and ends it with its code."""
     from invoke.exceptions import Exit
 
@@ -73,7 +75,11 @@ def _terminate_like_interrupt() -> Callable[[], None]:
         before = signal.signal(signal.SIGTERM, stop)
     except ValueError:  # not the main thread
         return lambda: None
-    return lambda: signal.signal(signal.SIGTERM, before) and None
+
+    def restore() -> None:
+        signal.signal(signal.SIGTERM, before)
+
+    return restore
 
 
 def command(body: Callable[..., None]) -> Callable[..., None]:
@@ -180,7 +186,7 @@ def name_the_nearest() -> None:
         remedy = nearest(unknown[1], _COMMANDS) if _COMMANDS else ""
         return f"error: there is no command {unknown[1]}\ndo:    {remedy}"
 
-    ParseError.__str__ = text
+    ParseError.__str__ = text  # type: ignore[method-assign]
 
 
 _COMMANDS: list[str] = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +36,7 @@ def usable_memory() -> int:
 
 def available_memory() -> int:
     """Bytes that are free now (Linux), or all there are (elsewhere, where the engine limits)."""
-    if sys.platform == "linux":
+    if Path("/proc/meminfo").exists():
         from edgekiln.executors.procwatch import available_memory as from_proc
 
         return from_proc()

@@ -54,7 +54,7 @@ def specs(cls: type) -> dict[str, Spec]:
             name=field.name,
             type=kind,
             optional=bool(kinds),
-            default=field.default,
+            default=None if field.default is dataclasses.MISSING else field.default,
             **field.metadata,
         )
     return found
@@ -89,7 +89,8 @@ def check(spec: Spec, value: Any, *, where: str) -> Value:
 
 
 def _check_bounds(spec: Spec, value: float, where: str) -> None:
-    if spec.low is not None and value < spec.low or spec.high is not None and value > spec.high:
+    # Written so that NaN, which compares with nothing, is refused too.
+    if not ((spec.low is None or value >= spec.low) and (spec.high is None or value <= spec.high)):
         low = "any" if spec.low is None else f"{spec.low:g}"
         high = "any" if spec.high is None else f"{spec.high:g}"
         raise UsageError(f"{where}.{spec.name} is {value}", remedy=f"from {low} to {high}")

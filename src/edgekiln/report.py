@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TextIO
 
 from edgekiln import units
@@ -172,7 +172,8 @@ class BarReporter(LineReporter):
 
     def progressed(self, task: str, done: float, total: float | None, unit: str, what: str) -> None:
         with self._guard:
-            bar = self._bars.get(task) or self._open(task)
+            # Not `or`: an empty bar counts as false.
+            bar = self._bars[task] if task in self._bars else self._open(task)
             if unit == "B" and not bar.unit_scale:
                 bar.unit, bar.unit_scale = "B", True
             elif unit != "B":
@@ -221,7 +222,7 @@ def paint(text: str, code: str) -> str:
     return f"\x1b[{code}m{text}\x1b[0m"
 
 
-def table(rows: list[tuple[str, ...]], head: tuple[str, ...]) -> str:
+def table(rows: Sequence[tuple[str, ...]], head: tuple[str, ...]) -> str:
     """Rows in columns, under a head."""
     widths = [max(len(r[i]) for r in [head, *rows]) for i in range(len(head))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)) for r in [head, *rows]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -10,29 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekiln import units
 from edgekiln.digest import digest_json
-from edgekiln.errors import DiskError, KilnError, OutOfMemoryError, StageError, UsageError
-from edgekiln.executors.base import BAD_INPUT, Event, Executor, StageResult, StageRun
-from edgekiln.home import project
-from edgekiln.keys import stage_key
-from edgekiln.pipeline import FromPath, FromStage, Input, Pipeline, Stage
+from edgekiln.executors.base import Event, Executor, StageResult, StageRun
+from edgekiln.pipeline import FromPath, Input, Pipeline, Stage
 from edgekiln.report import Reporter
 from edgekiln.store import Entry, Store, disk_error
-from edgekiln.toolchain import Toolchain
 
 _TAIL = 12
 _FULL = 64 << 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Planned:
-    """A stage, its key where that can be known yet, and its finished work where there is some."""
-
-    stage: Stage
-    toolchain: Toolchain
-    key: str | None
-    entry: Entry | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,64 +34,6 @@ class Limits:
 
     cpus: int
     memory: int
-
-
-class Planner:
-    """Knows the digests of everything that goes into a pipeline's stages."""
-
-    def __init__(
-        self,
-        store: Store,
-        toolchains: Mapping[str, Toolchain],
-        reporter: Reporter,
-        scripts: Path | None = None,
-    ) -> None:
-        self._store, self.toolchains, self._reporter = store, toolchains, reporter
-        self.scripts = scripts or project() / "scripts"
-        self._paths: dict[Path, str] = {}
-
-    def plan(self, pipeline: Pipeline, done: Mapping[str, Entry] | None = None) -> list[Planned]:
-        """Every stage with what the store has of it."""
-        entries: dict[str, Entry] = dict(done or {})
-        planned = []
-        for stage in pipeline.stages:
-            key = self.key(stage, entries)
-            entry = entries.get(stage.name) or (self._store.find(key) if key else None)
-            if entry:
-                entries[stage.name] = entry
-            toolchain = self.toolchains[stage.toolchain]
-            planned.append(Planned(stage=stage, toolchain=toolchain, key=key, entry=entry))
-        return planned
-
-    def key(self, stage: Stage, entries: Mapping[str, Entry]) -> str | None:
-        """The stage's key, or None while something it reads has not been made."""
-        inputs = {}
-        for name, source in stage.inputs.items():
-            if isinstance(source, FromStage):
-                if source.stage not in entries:
-                    return None
-                inputs[name] = entries[source.stage].output_digest(source.output)
-            else:
-                inputs[name] = self._path_digest(source.path)
-        return stage_key(stage, self.scripts, self.toolchains[stage.toolchain].digest, inputs)
-
-    def _path_digest(self, path: Path) -> str:
-        if path not in self._paths:
-            task = f"read {path.name}"
-            told = False
-
-            def tell(done: int, total: int) -> None:
-                nonlocal told
-                if not told and total > _FULL:
-                    self._reporter.started(task, f"{units.size(total)} to hash, once")
-                    told = True
-                if told:
-                    self._reporter.progressed(task, done, total, "B", "")
-
-            self._paths[path] = self._store.index.digest(path, tell)
-            if told:
-                self._reporter.ended(task, "done", {})
-        return self._paths[path]
 
 
 class Runner:
@@ -209,8 +135,8 @@ class Runner:
         self._reporter.started(stage.name, f"{stage.program} in {stage.toolchain}, {cpus} threads")
         try:
             result = self._executor.run(self._toolchains[stage.toolchain], run)
-            _judge(stage, result, seen, run, self._limits)
-            _check_outputs(stage, work / "out", log)
+            judge(stage, result, run, seen.error, seen.remedy)
+            check_outputs(stage, work / "out", log)
             entry = self._store.commit(key, work, self._meta(stage, key, entries, result, seen))
         except OSError as error:
             self._failed(stage, work, log)
@@ -289,52 +215,3 @@ def _say(source: Input, entries: Mapping[str, Entry]) -> dict[str, str]:
         return {"path": source.path.name}
     digest = entries[source.stage].output_digest(source.output)
     return {"stage": source.stage, "output": source.output, "digest": digest}
-
-
-def _judge(
-    stage: Stage, result: StageResult, seen: _Seen, run: StageRun, limits: Limits
-) -> None:
-    """Raise what a program's end means, unless it ended well."""
-    if result.exit_code == 0:
-        return
-    if result.killed_for_memory:
-        raise OutOfMemoryError(
-            f"stage {stage.name} was killed for memory (exit {result.exit_code})",
-            why=f"the limit was {units.size(limits.memory)}; "
-            f"the stage was expected to need {units.size(stage.memory)}",
-            remedy="close other programs, give more with --memory, or use a larger machine",
-        )
-    if result.exit_code == BAD_INPUT:
-        raise UsageError(seen.error or f"stage {stage.name} refused its input", remedy=seen.remedy)
-    if shutil.disk_usage(run.work).free < _FULL:
-        raise DiskError(
-            f"the disk is full: stage {stage.name} could not go on",
-            why=f"{units.size(shutil.disk_usage(run.work).free)} are free at {run.work.parent}",
-            remedy="free some space (`kiln store gc` shows what can go), then run this again",
-        )
-    raise StageError(
-        f"stage {stage.name} failed with exit code {result.exit_code}",
-        why=seen.error or _last_line(run.log),
-        remedy=f"the whole log: {run.log}",
-    )
-
-
-def _last_line(log: Path) -> str:
-    try:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL:]
-    except OSError:
-        return ""
-    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
-
-
-def _check_outputs(stage: Stage, out: Path, log: Path) -> None:
-    """A program that ended well must have left what it promised."""
-    for output in stage.outputs:
-        wanted = [out / output.name, *(out / output.name / f for f in output.files)]
-        missing = [p for p in wanted if not p.exists() or (p.is_file() and not p.stat().st_size)]
-        if missing:
-            raise StageError(
-                f"stage {stage.name} ended well but did not write {missing[0].relative_to(out)}",
-                why=_last_line(log),
-                remedy=f"the whole log: {log}",
-            )

@@ -13,7 +13,8 @@ from edgekiln.errors import KilnError
 from edgekiln.executors.native import NativeExecutor
 from edgekiln.home import project
 from edgekiln.pipeline import Input, Output, Pipeline, Stage
-from edgekiln.runner import Done, Limits, Planner, Runner
+from edgekiln.plan import Planner
+from edgekiln.runner import Done, Limits, Runner
 from edgekiln.store import Store
 
 

@@ -15,8 +15,9 @@ from tests.unit.kit import Bench, stage
 
 def chain(bench: Bench) -> Pipeline:
     """Two stages, the second reading the first."""
-    bench.program("first.py", "stage.output('made').write_text(stage.input('text').read_text()*2)")
-    bench.program("second.py", "stage.output('made').write_text(stage.input('was').read_text()+'!')")
+    write = "stage.output('made').write_text"
+    bench.program("first.py", f"{write}(stage.input('text').read_text() * 2)")
+    bench.program("second.py", f"{write}(stage.input('was').read_text() + '!')")
     text = bench.root / "text"
     text.write_text("ab")
     first = stage("first", "first.py", text=FromPath(path=text))

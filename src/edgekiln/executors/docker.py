@@ -24,6 +24,7 @@ from edgekiln.executors.paths import engine_path
 
 if TYPE_CHECKING:
     from docker.api.client import APIClient
+    from docker.types import Mount
 
     from edgekiln.engine import Engine
     from edgekiln.progress import Progress
@@ -70,14 +71,13 @@ class DockerExecutor:
             self._reap(api)
             config = self._container(api, toolchain, run)
             began = time.monotonic()
-            with _engine_faults(run.name):
-                with self._created(api, config) as container:
-                    stream = api.attach(container, stream=True, logs=True, demux=True)
-                    api.start(container)
-                    with run.log.open("w", encoding="utf-8") as log:
-                        _follow(stream, run, log)
-                    code = int(api.wait(container)["StatusCode"])
-                    state = api.inspect_container(container)["State"]
+            with _engine_faults(run.name), self._created(api, config) as container:
+                stream = api.attach(container, stream=True, logs=True, demux=True)
+                api.start(container)
+                with run.log.open("w", encoding="utf-8") as log:
+                    _follow(stream, run, log)
+                code = int(api.wait(container)["StatusCode"])
+                state = api.inspect_container(container)["State"]
             if code == 127 and not state.get("Running") and state.get("Error"):
                 raise StageError(f"stage {run.name} did not start", why=str(state["Error"]))
         memory = bool(state.get("OOMKilled")) or (code == 137 and not self._cancelled)
@@ -128,9 +128,7 @@ class DockerExecutor:
             with contextlib.suppress(Exception):
                 api.remove_container(container, force=True, v=True)
 
-    def _container(
-        self, api: APIClient, toolchain: Toolchain, run: StageRun
-    ) -> dict[str, Any]:
+    def _container(self, api: APIClient, toolchain: Toolchain, run: StageRun) -> dict[str, Any]:
         from edgekiln import images
 
         scratch = run.work / "scratch"
@@ -159,7 +157,7 @@ class DockerExecutor:
             ),
         }
 
-    def _mounts(self, run: StageRun, scratch: Path, params: Path) -> list[dict[str, Any]]:
+    def _mounts(self, run: StageRun, scratch: Path, params: Path) -> list[Mount]:
         readable = {f"/in/{name}": path for name, path in run.inputs.items()}
         readable |= {"/kiln/scripts": run.scripts, "/kiln/params.json": params}
         writable = {"/out": run.work / "out", "/scratch": scratch}
@@ -168,7 +166,7 @@ class DockerExecutor:
             *(self._bind(target, path, read_only=False) for target, path in writable.items()),
         ]
 
-    def _bind(self, target: str, source: Path, *, read_only: bool) -> dict[str, Any]:
+    def _bind(self, target: str, source: Path, *, read_only: bool) -> Mount:
         from docker.types import Mount
 
         place = engine_path(source.resolve(), self._engine.kind)

@@ -6,6 +6,7 @@ network is cut with a namespace of its own where the kernel lets it; memory is w
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -183,10 +184,8 @@ def _read_events(process: subprocess.Popen[str], run: StageRun) -> None:
 
 def _kill_group(process: subprocess.Popen[str]) -> None:
     # start_new_session made the program the leader of a group of its own.
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 class _MemoryWatch(threading.Thread):

@@ -1,0 +1,65 @@
+"""What the end of a stage's program means."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from edgekiln import units
+from edgekiln.errors import DiskError, OutOfMemoryError, StageError, UsageError
+from edgekiln.executors.base import BAD_INPUT, StageResult, StageRun
+from edgekiln.pipeline import Stage
+
+_TAIL = 12
+# With less than this left a program's failure is put down to the disk.
+_FULL = 64 << 20
+
+
+def judge(stage: Stage, result: StageResult, run: StageRun, error: str, remedy: str) -> None:
+    """Raise what a program's end means, unless it ended well.
+
+    `error` and `remedy` are what the program itself said, if it said anything.
+    """
+    if result.exit_code == 0:
+        return
+    if result.killed_for_memory:
+        raise OutOfMemoryError(
+            f"stage {stage.name} was killed for memory (exit {result.exit_code})",
+            why=f"the limit was {units.size(run.memory)}; "
+            f"the stage was expected to need {units.size(stage.memory)}",
+            remedy="close other programs, give more with --memory, or use a larger machine",
+        )
+    if result.exit_code == BAD_INPUT:
+        raise UsageError(error or f"stage {stage.name} refused its input", remedy=remedy)
+    if shutil.disk_usage(run.work).free < _FULL:
+        raise DiskError(
+            f"the disk is full: stage {stage.name} could not go on",
+            why=f"{units.size(shutil.disk_usage(run.work).free)} are free at {run.work.parent}",
+            remedy="free some space (`kiln store gc` shows what can go), then run this again",
+        )
+    raise StageError(
+        f"stage {stage.name} failed with exit code {result.exit_code}",
+        why=error or _last_line(run.log),
+        remedy=f"the whole log: {run.log}",
+    )
+
+
+def _last_line(log: Path) -> str:
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL:]
+    except OSError:
+        return ""
+    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
+
+
+def check_outputs(stage: Stage, out: Path, log: Path) -> None:
+    """A program that ended well must have left what it promised."""
+    for output in stage.outputs:
+        wanted = [out / output.name, *(out / output.name / f for f in output.files)]
+        missing = [p for p in wanted if not p.exists() or (p.is_file() and not p.stat().st_size)]
+        if missing:
+            raise StageError(
+                f"stage {stage.name} ended well but did not write {missing[0].relative_to(out)}",
+                why=_last_line(log),
+                remedy=f"the whole log: {log}",
+            )

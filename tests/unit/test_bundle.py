@@ -1,0 +1,123 @@
+"""Bundles: whole or not there, never somebody else's folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from edgekiln.bundle import find_bundle, write_bundle
+from edgekiln.digest import FileIndex
+from edgekiln.errors import UsageError
+
+ABOUT = {
+    "build_key": "k1",
+    "backend": "mnn",
+    "model": {"name": "m", "source": "local", "digest": "0" * 64},
+    "options": {"quant_bit": 4},
+    "toolchains": {"mnn": "1" * 64},
+    "stages": {},
+    "figures": {},
+}
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> FileIndex:
+    return FileIndex(tmp_path / "index.sqlite")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "llm.mnn"
+    path.write_bytes(b"graph")
+    os.utime(path, ns=(10**18, 10**18))
+    return path
+
+
+def test_a_written_bundle_is_found_by_its_build(
+    tmp_path: Path, source: Path, index: FileIndex
+) -> None:
+    place = tmp_path / "build" / "m" / "mnn"
+    write_bundle(place, {"mnn_models/m/llm.mnn": source}, "# phone\n", ABOUT, index)
+    assert find_bundle(place, "k1", index) is not None
+    assert find_bundle(place, "k2", index) is None
+    manifest = json.loads((place / "manifest.json").read_text())
+    file = manifest["files"]["mnn_models/m/llm.mnn"]
+    assert file == {"size": 5, "sha256": hashlib.sha256(b"graph").hexdigest()}
+    assert set(manifest["files"]) == {"mnn_models/m/llm.mnn", "README.md"}
+
+
+def test_the_provenance_names_every_file_and_input(
+    tmp_path: Path, source: Path, index: FileIndex
+) -> None:
+    place = tmp_path / "b"
+    write_bundle(place, {"llm.mnn": source}, "# phone\n", ABOUT, index)
+    statement = json.loads((place / "provenance.json").read_text())
+    assert statement["_type"] == "https://in-toto.io/Statement/v1"
+    assert statement["predicateType"] == "https://slsa.dev/provenance/v1"
+    assert {s["name"] for s in statement["subject"]} == {"llm.mnn", "README.md"}
+    inputs = statement["predicate"]["buildDefinition"]["resolvedDependencies"]
+    assert [i["name"] for i in inputs] == ["model", "toolchain:mnn"]
+
+
+@pytest.mark.parametrize("harm", ["change", "remove", "add"])
+def test_a_bundle_that_was_touched_is_not_up_to_date(
+    tmp_path: Path, source: Path, index: FileIndex, harm: str
+) -> None:
+    place = tmp_path / "b"
+    write_bundle(place, {"llm.mnn": source}, "# phone\n", ABOUT, index)
+    if harm == "change":
+        (place / "llm.mnn").write_bytes(b"grapH")
+    elif harm == "remove":
+        (place / "llm.mnn").unlink()
+    else:
+        (place / "more").write_text("x")
+    assert find_bundle(place, "k1", index) is None
+
+
+def test_changing_a_bundle_does_not_change_where_it_came_from(
+    tmp_path: Path, source: Path, index: FileIndex
+) -> None:
+    write_bundle(tmp_path / "b", {"llm.mnn": source}, "", ABOUT, index)
+    (tmp_path / "b" / "llm.mnn").write_bytes(b"other")
+    assert source.read_bytes() == b"graph"
+
+
+def test_a_new_bundle_replaces_the_old_one_whole(
+    tmp_path: Path, source: Path, index: FileIndex
+) -> None:
+    place = tmp_path / "b"
+    write_bundle(place, {"old": source}, "", ABOUT, index)
+    write_bundle(place, {"new": source}, "", {**ABOUT, "build_key": "k2"}, index)
+    assert not (place / "old").exists()
+    assert find_bundle(place, "k2", index) is not None
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".b")] == []
+
+
+def test_somebody_elses_folder_is_left_alone(
+    tmp_path: Path, source: Path, index: FileIndex
+) -> None:
+    place = tmp_path / "thesis"
+    place.mkdir()
+    (place / "README.md").write_text("years of work")
+    (place / "manifest.json").write_text("{}")
+    with pytest.raises(UsageError, match="not a bundle"):
+        write_bundle(place, {"llm.mnn": source}, "", ABOUT, index)
+    assert (place / "README.md").read_text() == "years of work"
+
+
+def test_a_bundle_cut_off_while_written_is_made_anew(
+    tmp_path: Path, source: Path, index: FileIndex
+) -> None:
+    place = tmp_path / "b"
+    place.mkdir()
+    (place / "manifest.json").write_text('{"edgekiln": "0", "unfinished": true}')
+    (place / "llm.mnn").write_bytes(b"gr")
+    (tmp_path / ".b.123").mkdir()
+    assert find_bundle(place, "k1", index) is None
+    write_bundle(place, {"llm.mnn": source}, "", ABOUT, index)
+    assert (place / "llm.mnn").read_bytes() == b"graph"
+    assert not (tmp_path / ".b.123").exists()

@@ -1,0 +1,77 @@
+"""Options: one dataclass is the schema of flags, recipes and defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from edgekiln.errors import UsageError
+from edgekiln.options import option, parse, specs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Oven:
+    """A little of everything."""
+
+    bits: int = option(4, "bits a weight", choices=(4, 8))
+    block: int = option(64, "group size", low=0, high=512)
+    fast: bool = option(True, "hurry")
+    clip: float = option(0.5, "how much", low=0, high=1)
+    data: str | None = option(None, "a file", path=True)
+
+
+def test_defaults_need_nothing() -> None:
+    assert parse(Oven, {}, where="x") == Oven()
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "meant"),
+    [
+        ("bits", "8", 8),
+        ("bits", 8, 8),
+        ("fast", "no", False),
+        ("fast", True, True),
+        ("clip", "0.25", 0.25),
+        ("clip", 1, 1.0),
+        ("data", "a.txt", "a.txt"),
+        ("data", None, None),
+    ],
+)
+def test_values_become_the_options_type(name: str, given: object, meant: object) -> None:
+    assert getattr(parse(Oven, {name: given}, where="x"), name) == meant
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "remedy"),
+    [
+        ("bits", 5, "one of: 4, 8"),
+        ("bits", "four", "whole number"),
+        ("bits", 4.5, "whole number"),
+        ("bits", True, "whole number"),
+        ("bits", None, "whole number"),
+        ("block", 513, "from 0 to 512"),
+        ("block", -1, "from 0 to 512"),
+        ("fast", "perhaps", "true or false"),
+        ("clip", "nan", "from 0 to 1"),
+        ("data", 7, "text"),
+    ],
+)
+def test_wrong_values_are_refused_by_path(name: str, given: object, remedy: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(Oven, {name: given}, where="r.yaml: options")
+    assert caught.value.what.startswith(f"r.yaml: options.{name} ")
+    assert remedy in caught.value.remedy
+
+
+def test_an_unknown_option_gets_the_nearest_name() -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(Oven, {"blocks": 1}, where="x")
+    assert caught.value.remedy == "did you mean block?"
+
+
+def test_specs_keep_the_order_and_the_types() -> None:
+    found = specs(Oven)
+    assert list(found) == ["bits", "block", "fast", "clip", "data"]
+    assert [s.type for s in found.values()] == [int, int, bool, float, str]
+    assert found["data"].optional and not found["bits"].optional
