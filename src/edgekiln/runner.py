@@ -12,8 +12,10 @@ from typing import Any
 from edgekiln.digest import digest_json
 from edgekiln.executors.base import Event, Executor, StageResult, StageRun
 from edgekiln.pipeline import FromPath, Input, Pipeline, Stage
+from edgekiln.plan import Planned, Planner
 from edgekiln.report import Reporter
 from edgekiln.store import Entry, Store, disk_error
+from edgekiln.verdict import check_outputs, judge
 
 _TAIL = 12
 _FULL = 64 << 20
