@@ -1,0 +1,314 @@
+"""The commands other than build and bench: each looks something up and prints it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekiln import units
+from edgekiln.errors import EngineError, KilnError, UsageError
+from edgekiln.home import home, project
+from edgekiln.report import Reporter, Task, make_reporter, table
+
+if TYPE_CHECKING:
+    from edgekiln.engine import Engine
+
+
+def doctor(*, backend: str, model: str, recipe: str) -> None:
+    """Print what the machine has, then what a build would need of it."""
+    from edgekiln import doctor as checks
+    from edgekiln.build import Settings, dry_run
+    from edgekiln.engine import find_engine
+    from edgekiln.recipe import make_recipe
+
+    print(f"cores    {checks.usable_cpus()}")
+    print(f"memory   {units.size(checks.usable_memory())} usable")
+    print(f"cache    {home()}")
+    engine = find_engine()
+    print(f"engine   {_name(engine) if engine else _one_line_why_not()}")
+    named = make_recipe(
+        recipe=recipe, backend="" if recipe else backend, model=model, preset="", options={}
+    )
+    reporter = make_reporter()
+    dry_run(named, Settings(), reporter)
+    reporter.close()
+
+
+def images_list() -> None:
+    """Print every toolchain's image."""
+    from edgekiln import images
+    from edgekiln.engine import find_engine
+    from edgekiln.toolchain import list_toolchains, load_toolchain
+
+    engine = find_engine()
+    rows = []
+    for name in list_toolchains():
+        toolchain = load_toolchain(name)
+        there = "no engine" if engine is None else _state(engine, toolchain)
+        rows.append((name, images.tag(toolchain), there, toolchain.summary))
+    print(table(rows, ("name", "image", "", "what")))
+
+
+def _state(engine: Engine, toolchain: Any) -> str:
+    from edgekiln import images
+
+    found = engine.image(images.tag(toolchain))
+    return units.size(found["Size"]) if found else "not built"
+
+
+def images_build(name: str, *, base: str | None, frozen: bool, no_cache: bool) -> None:
+    """Build one image."""
+    from edgekiln import images
+    from edgekiln.toolchain import load_toolchain
+
+    toolchain = load_toolchain(name, base=base)
+    with _task(f"image {name}") as task:
+        images.build(_engine(), toolchain, task, frozen=frozen, no_cache=no_cache)
+    print(images.tag(toolchain))
+
+
+def images_verify(name: str) -> None:
+    """Run an image's verify."""
+    from edgekiln import images
+    from edgekiln.toolchain import load_toolchain
+
+    print(images.verify(_engine(), load_toolchain(name)), end="")
+
+
+def images_export(name: str, to: Path) -> None:
+    """Write an image to a file."""
+    from edgekiln import images
+    from edgekiln.toolchain import load_toolchain
+
+    with _task(f"export {name}") as task:
+        images.export(_engine(), load_toolchain(name), to, task)
+    print(f"{to} ({units.size(to.stat().st_size)})")
+
+
+def images_shell(name: str, *, model: str) -> None:
+    """Hand the terminal to a shell in an image."""
+    from edgekiln import images
+    from edgekiln.toolchain import load_toolchain
+
+    mounts = {"/kiln/scripts": project() / "scripts"}
+    if model:
+        mounts["/in/model"] = Path(model).expanduser().resolve()
+    command = images.shell_command(_engine(), load_toolchain(name), mounts)
+    raise SystemExit(subprocess.run(command, check=False).returncode)
+
+
+def models_get(ref: str, *, refresh: bool, trust_pickle: bool) -> None:
+    """Fetch a model where it must be fetched, and print what it is."""
+    from edgekiln.models import resolve
+
+    with _task("model") as task:
+        model = resolve(ref, progress=task, refresh=refresh, trust_pickle=trust_pickle)
+    rows = [
+        ("name", model.name),
+        ("source", model.source),
+        ("path", str(model.path)),
+        ("family", model.family),
+        ("parameters", f"{model.parameters:,}"),
+        ("weights", f"{units.size(model.weight_bytes)} {model.dtype}"),
+        ("layers", str(model.layers)),
+        ("hidden size", str(model.hidden_size)),
+        ("heads", f"{model.heads} ({model.kv_heads} for keys and values, {model.head_dim} wide)"),
+        ("vocabulary", str(model.vocab_size)),
+        ("context", str(model.context_length) if model.context_length else "not said"),
+        ("embedding", "shared with the head" if model.tied else "of its own"),
+    ]
+    for name, value in rows:
+        print(f"{name:<12} {value}")
+
+
+def toolchains_list() -> None:
+    """Print every toolchain."""
+    from edgekiln.toolchain import list_toolchains, load_toolchain
+
+    rows = []
+    for name in list_toolchains():
+        t = load_toolchain(name)
+        rows.append((name, t.base.name, t.python, str(len(t.lock.wheels)), t.summary))
+    print(table(rows, ("name", "base", "python", "wheels", "what")))
+
+
+def toolchains_show(name: str) -> None:
+    """Print what a toolchain pins."""
+    from edgekiln.toolchain import load_toolchain
+
+    t = load_toolchain(name)
+    print(f"{t.name}: {t.summary}\ndigest   {t.digest}\nbase     {t.base.name} {t.base.digest}")
+    print(f"python   {t.python}\nuv       {t.lock.uv.version} sha256:{t.lock.uv.sha256}\n")
+    wheels = [(w.name, w.version, f"sha256:{w.sha256}") for w in t.lock.wheels]
+    debs = [(d.name, d.version, f"sha256:{d.sha256}") for d in t.lock.debs]
+    print(table([*wheels, *debs], ("package", "version", "digest")))
+
+
+def recipes_list() -> None:
+    """Print every ready build."""
+    from edgekiln.recipe import list_recipes, load_recipe
+
+    recipes = [load_recipe(name) for name in list_recipes()]
+    rows = [(r.name, r.backend, r.model, r.summary) for r in recipes]
+    print(table(rows, ("recipe", "backend", "model", "what")))
+
+
+def recipes_show(name: str) -> None:
+    """Print a recipe with every option it comes to; those that differ from the default are marked."""
+    import dataclasses
+
+    from edgekiln.backends import load_backend
+    from edgekiln.recipe import load_recipe
+
+    recipe = load_recipe(name)
+    backend = load_backend(recipe.backend)
+    options = dataclasses.asdict(recipe.parsed(backend))
+    plain = dataclasses.asdict(backend.options())
+    print(f"{recipe.name}: {recipe.summary}")
+    print(f"backend {recipe.backend}, model {recipe.model}, preset {recipe.preset}\n")
+    for key, value in options.items():
+        print(f"{'*' if value != plain[key] else ' '} {key}: {value}")
+
+
+def store_list() -> None:
+    """Print what the store holds."""
+    from edgekiln.build import open_store
+
+    with open_store() as store:
+        entries = list(store.entries())
+        rows = [
+            (
+                e.meta["stage"],
+                e.meta["toolchain"],
+                time.strftime("%Y-%m-%d %H:%M", time.localtime(e.meta["created"])),
+                units.size(e.size),
+                e.key[:16],
+            )
+            for e in sorted(entries, key=lambda e: int(e.meta["created"]))
+        ]
+        print(table(rows, ("stage", "toolchain", "made", "size", "key")))
+        print(f"\n{len(rows)} stages, {units.size(sum(e.size for e in entries))}, {store.root}")
+
+
+def store_gc(*, days: int, everything: bool, dry_run: bool) -> None:
+    """Remove finished stages older than `days`."""
+    from edgekiln.build import open_store
+
+    before = time.time() - days * 86400
+    freed = 0
+    with open_store() as store:
+        store.sweep()
+        for entry in list(store.entries()):
+            if everything or store.last_used(entry) < before:
+                if not dry_run and not store.remove(entry):
+                    print(f"in use, kept: {entry.meta['stage']} {entry.key[:16]}")
+                    continue
+                freed += entry.size
+                print(f"{entry.meta['stage']:<12} {units.size(entry.size):>10}  {entry.key[:16]}")
+    print(f"{'would free' if dry_run else 'freed'} {units.size(freed)}")
+
+
+def engine_up() -> None:
+    """Bring an engine up."""
+    from edgekiln import engine
+
+    with _task("engine") as task:
+        found = engine.up(task)
+    print(f"{_name(found)} answers at {found.url}")
+
+
+def engine_show() -> None:
+    """Print which engine answers."""
+    from edgekiln.engine import find_engine, why_not
+
+    found = find_engine()
+    if found is None:
+        raise EngineError("no container engine answers", why=_one_line_why_not())
+    print(f"{_name(found)} answers at {found.url}")
+    try:
+        print(f"builds with: {shlex.join(found.cli)}")
+    except KilnError as error:
+        print(f"cannot build images: {error.what}; {error.remedy}")
+    del why_not
+
+
+def engine_down() -> None:
+    """Stop the engine that was brought up."""
+    from edgekiln import engine
+
+    with _task("engine") as task:
+        engine.down(task)
+
+
+def run_tests(*, select: str, unit: bool, args: str) -> None:
+    """Run pytest in this environment, with an engine brought up first where that can be done."""
+    if select and not (project() / select.split("::")[0]).exists():
+        raise UsageError(f"no tests at {select}", remedy="a path such as tests/unit/test_store.py")
+    where = select or ("tests/unit" if unit else "tests")
+    if not unit and not where.startswith("tests/unit"):
+        _try_engine()
+    command = [sys.executable, "-m", "pytest", where, *shlex.split(args)]
+    env = {**os.environ, "TESTCONTAINERS_RYUK_DISABLED": "true"}
+    code = subprocess.run(command, cwd=project(), env=env, check=False).returncode
+    if code:
+        from invoke.exceptions import Exit
+
+        raise Exit(code=code)
+
+
+def _try_engine() -> None:
+    """An engine for the container tests, where this user may bring one up."""
+    from edgekiln import engine
+
+    if engine.find_engine() is not None or not engine.can_bring_up():
+        return
+    print("no container engine answers: bringing one up for the tests", flush=True)
+    try:
+        with _task("engine") as task:
+            engine.up(task)
+    except KilnError as error:
+        print("\n".join(error.lines()), file=sys.stderr)
+
+
+class _task:  # noqa: N801 - used as a function: with _task("image mnn") as task
+    """A task shown on the terminal for the length of a with block."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._reporter: Reporter = make_reporter()
+
+    def __enter__(self) -> Task:
+        return Task(self._reporter, self._name)
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if kind is None:
+            self._reporter.ended(self._name, "done", {})
+        self._reporter.close()
+
+
+def _engine() -> Engine:
+    from edgekiln.engine import find_engine
+
+    found = find_engine()
+    if found is None:
+        raise EngineError(
+            "no container engine answers",
+            why=_one_line_why_not(),
+            remedy="start Docker or Podman, or run `kiln engine up`",
+        )
+    return found
+
+
+def _name(engine: Engine) -> str:
+    return f"{engine.kind} {engine.version}{' rootless' if engine.rootless else ''}"
+
+
+def _one_line_why_not() -> str:
+    from edgekiln.engine import why_not
+
+    return why_not().replace("\n", "; ")
