@@ -224,17 +224,12 @@ def engine_up() -> None:
 
 def engine_show() -> None:
     """Print which engine answers."""
-    from edgekiln.engine import find_engine, why_not
-
-    found = find_engine()
-    if found is None:
-        raise EngineError("no container engine answers", why=_one_line_why_not())
+    found = _engine()
     print(f"{_name(found)} answers at {found.url}")
     try:
         print(f"builds with: {shlex.join(found.cli)}")
     except KilnError as error:
         print(f"cannot build images: {error.what}; {error.remedy}")
-    del why_not
 
 
 def engine_down() -> None:

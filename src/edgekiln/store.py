@@ -28,6 +28,7 @@ from edgekiln.errors import AccessError, DiskError
 from edgekiln.locking import held, is_held
 
 _LAYOUT = "v1"
+_USED_AGAIN = 86400.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,15 @@ class Store:
         except (OSError, ValueError):
             return None
         entry = Entry(key=key, path=path, meta=meta)
-        return entry if self._intact(entry) else None
+        if not self._intact(entry):
+            return None
+        if time.time() - self.last_used(entry) > _USED_AGAIN:
+            os.utime(path / "entry.json")
+        return entry
+
+    def last_used(self, entry: Entry) -> float:
+        """When an entry was made or last found, to the day (seconds since 1970)."""
+        return (entry.path / "entry.json").stat().st_mtime
 
     def building(self, key: str, on_wait: Callable[[], None]) -> AbstractContextManager[None]:
         """Hold the right to make `key`; `on_wait` is called if another build is making it."""

@@ -129,6 +129,15 @@ def test_remove_takes_the_entry(store: Store) -> None:
     assert store.find(KEY) is None
 
 
+def test_finding_an_entry_keeps_it_from_the_next_gc(store: Store) -> None:
+    old = time.time() - 10 * 86400
+    os.utime(fill(store) / "entry.json", (old, old))
+    (entry,) = store.entries()
+    assert store.last_used(entry) == pytest.approx(old, abs=1)
+    store.find(KEY)
+    assert store.last_used(entry) > old + 86400
+
+
 def test_a_store_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(AccessError) as caught:
