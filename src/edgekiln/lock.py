@@ -1,0 +1,141 @@
+"""Locks: every input of a toolchain by version and digest, never by an index's address.
+
+A lock is JSON made by `toolchains lock` (locking.py). It repeats the definition it was made
+from, so that reading a toolchain whose YAML has not been touched needs no YAML parser.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from edgekiln.errors import ToolchainError
+from edgekiln.records import field, plain, read
+
+T = TypeVar("T")
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wheel:
+    """One wheel: the very file that is installed. `size` in bytes, 0 where it was not told."""
+
+    name: str
+    version: str
+    file: str
+    sha256: str
+    size: int = 0
+
+    @property
+    def local(self) -> bool:
+        """Whether it has a local version (+cpu): the Python index takes none of those."""
+        return "+" in self.version
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deb:
+    """One package of the distribution, at the version that was current when it was locked."""
+
+    name: str
+    version: str
+    sha256: str
+    size: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseDefinition:
+    """toolchains/bases/NAME.yaml."""
+
+    name: str = field("the file's own name")
+    summary: str = field("one line for people")
+    distribution: str = field("debian or ubuntu: whose archive mmdebstrap reads")
+    release: str = field("the release's code name, e.g. bookworm")
+    image: str = field("name:tag@sha256:digest of the registry's image; tried first")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Definition:
+    """toolchains/NAME.yaml."""
+
+    name: str = field("the file's own name")
+    summary: str = field("one line for people")
+    base: str = field("which of toolchains/bases/ it stands on")
+    python: str = field("Python's minor version, e.g. 3.11; the base's own")
+    apt: tuple[str, ...] = field("packages of the distribution", default=())
+    requirements: tuple[str, ...] = field("Python packages, as in a requirements file", default=())
+    places: tuple[str, ...] = field("further indexes for wheels, used when they answer", default=())
+    env: Mapping[str, str] = field("environment of every stage", default_factory=dict)
+    imports: tuple[str, ...] = field("modules whose bytecode goes into the image", default=())
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseLock:
+    """toolchains/bases/NAME.lock.json: the image's digest, and the same release as packages."""
+
+    format: int
+    definition: BaseDefinition
+    definition_sha256: str
+    platform: str
+    debs: tuple[Deb, ...]
+
+    @property
+    def image_digest(self) -> str:
+        """sha256:… of the registry's index."""
+        return self.definition.image.partition("@")[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lock:
+    """toolchains/NAME.lock.json."""
+
+    format: int
+    definition: Definition
+    definition_sha256: str
+    platform: str
+    base_sha256: str
+    uv: Wheel
+    wheels: tuple[Wheel, ...]
+    debs: tuple[Deb, ...] = ()
+
+
+def digest(lock: Lock | BaseLock, *, extra: str = "") -> str:
+    """sha256 over what the lock pins; comments in the YAML and the summary do not count."""
+    body: dict[str, Any] = plain(lock)
+    body.pop("definition_sha256")
+    body["definition"].pop("summary")
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256((text + extra).encode()).hexdigest()
+
+
+def read_lock(cls: type[T], path: Path, *, remedy: str) -> T:
+    """The lock in `path`. Raises ToolchainError where it is missing, damaged or newer than us."""
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ToolchainError(f"{path.name} is missing", remedy=remedy) from None
+    except (OSError, ValueError) as error:
+        raise ToolchainError(f"{path.name} cannot be read", why=str(error), remedy=remedy) from None
+    if isinstance(data, dict) and data.get("format") != FORMAT:
+        why = f"it has format {data.get('format')}, this edgekiln reads {FORMAT}"
+        raise ToolchainError(f"{path.name} cannot be read", why=why, remedy=remedy)
+    return read(cls, data, where=path.name)
+
+
+def write_lock(lock: Lock | BaseLock, path: Path) -> None:
+    """Write `lock` so that one package is one line: a relock's diff then reads well."""
+    body = plain(lock)
+    lines = [f"  {json.dumps(key)}: {_block(value)}" for key, value in body.items()]
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8", newline="\n")
+
+
+def _block(value: Any) -> str:
+    if isinstance(value, list):
+        return "[\n    " + ",\n    ".join(json.dumps(item) for item in value) + "\n  ]"
+    if isinstance(value, dict):
+        inner = [f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in value.items()]
+        return "{\n" + ",\n".join(inner) + "\n  }"
+    return json.dumps(value)

@@ -1,0 +1,288 @@
+"""Locks made and checked: which files the pins of a toolchain come to today.
+
+Wheels are resolved by uv from the user's own indexes for the platform of the images; packages of
+the distribution by apt itself, in a container of the base. Only names, versions and digests are
+kept.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from edgekiln.errors import EngineError, KilnError, ToolchainError
+from edgekiln.lock import (
+    FORMAT,
+    BaseDefinition,
+    BaseLock,
+    Deb,
+    Definition,
+    Lock,
+    Wheel,
+    read_lock,
+    write_lock,
+)
+from edgekiln.pipconf import PipSettings, pip_settings, uv_environment
+from edgekiln.progress import Progress
+from edgekiln.toolchain import Base, file_digest, folder, load_base, read_definition
+from edgekiln.uvtool import PINNED, host_uv
+
+PLATFORM = "linux/amd64"
+_MANYLINUX = "x86_64-manylinux_2_28"
+
+
+def lock(name: str, progress: Progress) -> Path:
+    """Lock a toolchain (or a base) anew and return the lock's path."""
+    if _is_base(name):
+        return _lock_base(name, progress)
+    path = folder() / f"{name}.yaml"
+    what = read_definition(Definition, path)
+    base = load_base(what.base)
+    made = Lock(
+        format=FORMAT,
+        definition=what,
+        definition_sha256=file_digest(path),
+        platform=PLATFORM,
+        base_sha256=base.digest,
+        uv=PINNED,
+        wheels=tuple(resolve(what.requirements, what, pip_settings(), progress)),
+        debs=tuple(resolve_debs(what.apt, base, progress)),
+    )
+    target = path.with_name(f"{name}.lock.json")
+    write_lock(made, target)
+    return target
+
+
+def check(name: str, progress: Progress) -> list[str]:
+    """What has drifted since the lock was made, one line each; nothing is changed."""
+    return list(_check_base(name, progress) if _is_base(name) else _check(name, progress))
+
+
+def _is_base(name: str) -> bool:
+    return (folder() / "bases" / f"{name}.yaml").is_file()
+
+
+def _lock_base(name: str, progress: Progress) -> Path:
+    path = folder() / "bases" / f"{name}.yaml"
+    what = read_definition(BaseDefinition, path)
+    made = BaseLock(
+        format=FORMAT,
+        definition=what,
+        definition_sha256=file_digest(path),
+        platform=PLATFORM,
+        debs=_base_debs(what, progress),
+    )
+    target = path.with_name(f"{name}.lock.json")
+    write_lock(made, target)
+    return target
+
+
+def _base_debs(what: BaseDefinition, progress: Progress) -> tuple[Deb, ...]:
+    from edgekiln.base import bootstrap
+
+    with tempfile.TemporaryDirectory(prefix="edgekiln-base-") as scratch:
+        return bootstrap(what, Path(scratch), progress).debs
+
+
+def _check_base(name: str, progress: Progress) -> Iterator[str]:
+    from edgekiln.base import drift_of
+
+    path = folder() / "bases" / f"{name}.yaml"
+    held = read_lock(BaseLock, path.with_name(f"{name}.lock.json"), remedy=f"lock {name}")
+    what = read_definition(BaseDefinition, path)
+    yield from _changed(held.definition, what)
+    yield from drift_of(held.debs, _base_debs(what, progress))
+
+
+def _check(name: str, progress: Progress) -> Iterator[str]:
+    path = folder() / f"{name}.yaml"
+    held = read_lock(Lock, path.with_name(f"{name}.lock.json"), remedy=f"lock {name}")
+    what = read_definition(Definition, path)
+    yield from _changed(held.definition, what)
+    base = load_base(what.base)
+    if base.digest != held.base_sha256:
+        yield f"{what.base}: locked again since"
+    yield from _check_wheels(held, progress)
+    try:
+        now = resolve_debs(what.apt, base, progress)
+    except EngineError as error:
+        yield f"packages of the distribution were not checked: {error.what}"
+        return
+    from edgekiln.base import drift_of
+
+    yield from drift_of(held.debs, tuple(now))
+
+
+def _changed(locked: Any, now: Any) -> Iterator[str]:
+    for key in vars(now):
+        if getattr(now, key) != getattr(locked, key):
+            yield f"{now.name}.yaml: {key} was changed since it was locked"
+
+
+def _check_wheels(held: Lock, progress: Progress) -> Iterator[str]:
+    """Whether each locked file is still what its version comes to."""
+    pins = [f"{wheel.name}=={wheel.version}" for wheel in held.wheels]
+    try:
+        now = resolve(pins, held.definition, pip_settings(), progress, exact=True)
+    except KilnError as error:
+        yield f"{error.what}: {error.why}"
+        return
+    there = {wheel.name: wheel for wheel in now}
+    for wheel in held.wheels:
+        found = there.get(wheel.name)
+        if found is None or found.sha256 != wheel.sha256:
+            yield f"{wheel.file}: the indexes now give {found.file if found else 'nothing'}"
+
+
+def resolve(
+    requirements: Iterable[str],
+    what: Definition,
+    pip: PipSettings,
+    progress: Progress,
+    *,
+    exact: bool = False,
+) -> list[Wheel]:
+    """The wheels that requirements come to, one file a package; `exact` looks up no dependency."""
+    from edgekiln.places import answering
+
+    progress.update(0, None, "resolving wheels")
+    env = uv_environment(pip)
+    places = answering(what.places, pip)
+    env["UV_INDEX"] = " ".join([*env.get("UV_INDEX", "").split(), *places])
+    if pip.cert:
+        env["SSL_CERT_FILE"] = pip.cert
+    with tempfile.TemporaryDirectory(prefix="edgekiln-lock-") as scratch:
+        asked, found = Path(scratch, "asked.in"), Path(scratch, "pylock.toml")
+        asked.write_text("\n".join(requirements) + "\n", encoding="utf-8")
+        for_images = ["--python-version", what.python, "--python-platform", _MANYLINUX]
+        options = ["--format", "pylock.toml", "--only-binary", ":all:", *for_images]
+        options += ["--no-deps"] if exact else []
+        command = [str(host_uv(pip, progress)), "pip", "compile", "--quiet", *options]
+        _uv([*command, "--output-file", str(found), str(asked)], env)
+        packages = _toml(found)["packages"]
+    return _with_sizes([_wheel(package) for package in packages], packages, pip)
+
+
+def _uv(command: list[str], env: dict[str, str]) -> None:
+    import os
+
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("UV_")}
+    done = subprocess.run(
+        command, env={**clean, **env}, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise ToolchainError("the wheels cannot be resolved", why=" ".join(done.stderr.split()))
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        import tomllib
+    except ImportError:
+        remedy = "lock with Python 3.11 or newer (using a lock needs 3.10 only)"
+        raise ToolchainError("this Python cannot read TOML", remedy=remedy) from None
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+def _wheel(package: dict[str, Any]) -> Wheel:
+    files = package.get("wheels", [])
+    if not files:
+        why = "only wheels are installed, and the indexes have none that fits the images"
+        raise ToolchainError(f"{package['name']} {package.get('version')} has no wheel", why=why)
+    best = max(files, key=lambda file: _fitness(_file_name(file)))
+    return Wheel(
+        name=package["name"],
+        version=package["version"],
+        file=_file_name(best),
+        sha256=best["hashes"]["sha256"],
+        size=int(best.get("size", 0)),
+    )
+
+
+def _file_name(file: dict[str, Any]) -> str:
+    return unquote(Path(urlsplit(file.get("url") or file["path"]).path).name)
+
+
+def _fitness(name: str) -> tuple[bool, bool, tuple[int, int]]:
+    """How closely a wheel is made for the images; several of one version may fit them.
+
+    As installers rank them: its own ABI before the stable one, both before pure Python, then
+    the newest glibc (PEP 600).
+    """
+    *_, abi, platform = name.removesuffix(".whl").split("-")
+    glibc = [(int(a), int(b)) for a, b in re.findall(r"manylinux_(\d+)_(\d+)_", platform)]
+    return platform != "any", abi.startswith("cp"), max(glibc, default=(2, 17))
+
+
+def _with_sizes(
+    wheels: list[Wheel], packages: list[dict[str, Any]], pip: PipSettings
+) -> list[Wheel]:
+    """Sizes for doctor's estimates, where the index tells them."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from edgekiln.places import size_of
+
+    urls = {_file_name(f): f.get("url", "") for package in packages for f in package["wheels"]}
+    places = [urls[wheel.file] for wheel in wheels]
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        sizes = list(pool.map(lambda place: size_of(place, pip), places))
+    return [replace(w, size=w.size or size) for w, size in zip(wheels, sizes, strict=True)]
+
+
+def resolve_debs(packages: tuple[str, ...], base: Base, progress: Progress) -> list[Deb]:
+    """What apt would install on the base today for `packages`, with what they need."""
+    from edgekiln.base import apt_for, ensure_base
+    from edgekiln.engine import find_engine
+
+    if not packages:
+        return []
+    engine = find_engine()
+    if engine is None:
+        remedy = "start one: kiln engine up"
+        raise EngineError("apt's packages are locked in a container of the base", remedy=remedy)
+    ready = ensure_base(engine, base, progress, frozen=False)
+    progress.update(0, None, "resolving packages")
+    apt = apt_for(base, ready)
+    script = (
+        "export APT_CONFIG=/run/kiln/apt; set -- ; [ ! -s /run/kiln/sources ] || "
+        "set -- -o Dir::Etc::SourceList=/run/kiln/sources -o Dir::Etc::SourceParts=/nonexistent;"
+        'apt-get update -qq "$@" && apt-get install -qq -y --no-install-recommends --print-uris '
+        f'-o Acquire::ForceHash=SHA256 "$@" {" ".join(packages)}'
+    )
+    with tempfile.TemporaryDirectory(prefix="edgekiln-lock-") as scratch:
+        Path(scratch, "apt").write_text(apt.conf(ca="/run/kiln/ca"), encoding="utf-8")
+        Path(scratch, "sources").write_text(apt.sources, encoding="utf-8")
+        ca = apt.ca_file()
+        Path(scratch, "ca").write_bytes(ca.read_bytes() if ca else b"")
+        mount = ["--volume", f"{scratch}:/run/kiln:ro"]
+        said = _run(engine, [*mount, ready.reference, "sh", "-c", script])
+    return sorted((_deb(line) for line in said.splitlines() if line), key=lambda deb: deb.name)
+
+
+def _run(engine: Any, arguments: list[str]) -> str:
+    from edgekiln.buildcli import build_environment
+
+    command = [*engine.cli, "run", "--rm", *arguments]
+    env = build_environment(engine.url)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        why = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise ToolchainError("apt could not say what it would install", why=why)
+    return done.stdout
+
+
+def _deb(line: str) -> Deb:
+    """One of apt's own lines: 'address' name_version_arch.deb size SHA256:digest."""
+    _, file, size, told = line.split()
+    name, version, _ = file.split("_", 2)
+    return Deb(
+        name=name,
+        version=unquote(version),
+        sha256=told.removeprefix("SHA256:"),
+        size=int(size),
+    )

@@ -1,0 +1,149 @@
+"""What a toolchain is: its YAML, its lock, and the digest that both come to."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from edgekiln.errors import ToolchainError, nearest
+from edgekiln.home import project
+from edgekiln.lock import BaseDefinition, BaseLock, Definition, Lock, digest, read_lock
+from edgekiln.records import read
+
+D = TypeVar("D", Definition, BaseDefinition)
+_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """What an image stands on: one of toolchains/bases/, or the image given with --base.
+
+    `given` is that image's reference, "" for a base of our own; `lock` is None then.
+    """
+
+    name: str
+    digest: str
+    lock: BaseLock | None
+    given: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Toolchain:
+    """A pinned set of tools. `digest` (sha256, hex) is what the keys of stages are made of."""
+
+    name: str
+    summary: str
+    base: Base
+    python: str
+    apt: tuple[str, ...]
+    requirements: tuple[str, ...]
+    places: tuple[str, ...]
+    env: Mapping[str, str]
+    imports: tuple[str, ...]
+    lock: Lock
+    digest: str
+
+
+def folder() -> Path:
+    """toolchains/ of this checkout."""
+    return project() / "toolchains"
+
+
+def list_toolchains() -> list[str]:
+    """The names that `load_toolchain` takes."""
+    return sorted(path.stem for path in folder().glob("*.yaml"))
+
+
+def load_toolchain(name: str, *, base: str | None = None) -> Toolchain:
+    """Read a toolchain and its lock. `base` puts it on another base: a name or an image.
+
+    Raises ToolchainError for an unknown name, a key that does not belong, a missing lock, or a
+    YAML that was changed since it was locked.
+    """
+    path = folder() / f"{name}.yaml"
+    if not _NAME.fullmatch(name) or not path.is_file():
+        raise ToolchainError(f"no toolchain {name}", remedy=nearest(name, list_toolchains()))
+    remedy = f"kiln toolchains lock {name}"
+    lock = read_lock(Lock, path.with_name(f"{name}.lock.json"), remedy=remedy)
+    what = _agreeing(path, lock.definition, lock.definition_sha256, remedy)
+    own = load_base(what.base)
+    if lock.base_sha256 != own.digest:
+        why = f"it was locked on another {what.base}"
+        raise ToolchainError(f"{name}.lock.json is out of date", why=why, remedy=remedy)
+    under = own if base is None or base == own.name else other_base(base)
+    return Toolchain(
+        name=name,
+        summary=what.summary,
+        base=under,
+        python=what.python,
+        apt=what.apt,
+        requirements=what.requirements,
+        places=what.places,
+        env=what.env,
+        imports=what.imports,
+        lock=lock,
+        digest=digest(lock, extra="" if under is own else under.digest),
+    )
+
+
+def load_base(name: str) -> Base:
+    """One of toolchains/bases/, with its lock checked against its YAML."""
+    path = folder() / "bases" / f"{name}.yaml"
+    if not path.is_file():
+        known = (p.stem for p in path.parent.glob("*.yaml"))
+        raise ToolchainError(f"no base {name}", remedy=nearest(name, known))
+    remedy = f"kiln toolchains lock {name}"
+    lock = read_lock(BaseLock, path.with_name(f"{name}.lock.json"), remedy=remedy)
+    _agreeing(path, lock.definition, lock.definition_sha256, remedy)
+    return Base(name=name, digest=digest(lock), lock=lock)
+
+
+def other_base(reference: str) -> Base:
+    """The base that --base names: one of ours, or any image the engine can have.
+
+    An image given by tag counts by its name; given by digest, by what it is.
+    """
+    if (folder() / "bases" / f"{reference}.yaml").is_file():
+        return load_base(reference)
+    if not re.fullmatch(r"[\w][\w./:@-]+", reference):
+        raise ToolchainError(f"--base {reference!r} names neither a base nor an image")
+    name = re.sub(r"[^a-z0-9.]+", "-", reference.partition("@")[0].lower()).strip("-")
+    named = hashlib.sha256(reference.encode()).hexdigest()
+    return Base(name=name, digest=named, lock=None, given=reference)
+
+
+def read_definition(cls: type[D], path: Path) -> D:
+    """The YAML in `path`, checked. Raises ToolchainError with the path of what is wrong."""
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        data: Any = yaml.load(path.read_bytes(), Loader=loader)
+    except yaml.YAMLError as error:
+        raise ToolchainError(f"{path.name} is not YAML", why=" ".join(str(error).split())) from None
+    found: D = read(cls, data, where=path.name)
+    if found.name != path.stem:
+        raise ToolchainError(f"{path.name}: name is {found.name}", remedy=f"name: {path.stem}")
+    return found
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a small file of ours, the same whatever line ends the checkout has."""
+    return hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()
+
+
+def _agreeing(path: Path, locked: D, locked_sha256: str, remedy: str) -> D:
+    """The definition, read from the YAML only when its bytes are not the ones that were locked."""
+    if file_digest(path) == locked_sha256:
+        return locked
+    now = read_definition(type(locked), path)
+    if now != locked:
+        changed = [k for k in vars(now) if getattr(now, k) != getattr(locked, k)]
+        why = f"changed since: {', '.join(changed)}"
+        if changed != ["summary"]:
+            raise ToolchainError(f"{path.name} does not match its lock", why=why, remedy=remedy)
+    return now

@@ -1,0 +1,90 @@
+"""Wheels that already lie on this machine, recognised by the digest the lock holds."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from edgekiln.errors import DigestError
+from edgekiln.lock import Wheel
+from edgekiln.pipconf import PipSettings
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a file of any size."""
+    found = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            found.update(chunk)
+    return found.hexdigest()
+
+
+def find_local(wheels: Iterable[Wheel], pip: PipSettings) -> dict[str, Path]:
+    """file name → where it lies, for those of `wheels` that the user's own folders hold.
+
+    A file with the right name and other bytes is passed over, as an index's would be: the
+    right one may lie in the next place.
+    """
+    found = {}
+    for wheel in wheels:
+        for path in _candidates(wheel, pip):
+            if sha256_of(path) == wheel.sha256:
+                found[wheel.file] = path
+                break
+    return found
+
+
+def _candidates(wheel: Wheel, pip: PipSettings) -> Iterator[Path]:
+    for folder in pip.folders():
+        if (folder / wheel.file).is_file():
+            yield folder / wheel.file
+    for index in pip.file_indexes():
+        yield from _in_index(wheel, index)
+
+
+def _in_index(wheel: Wheel, index: Path) -> Iterator[Path]:
+    """The files of that name that a simple index on this machine links to."""
+    page = index / re.sub(r"[-_.]+", "-", wheel.name).lower() / "index.html"
+    if not page.is_file():
+        return
+    links = _Links()
+    links.feed(page.read_text(encoding="utf-8", errors="replace"))
+    for link in links.found:
+        parts = urlsplit(link)
+        name = unquote(parts.path)
+        if parts.scheme not in ("", "file") or Path(name).name != wheel.file:
+            continue
+        path = page.parent / name  # an absolute name replaces the folder
+        if path.is_file():
+            yield path
+
+
+class _Links(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [value for key, value in attrs if tag == "a" and key == "href" and value]
+
+
+def put(source: Path, target: Path) -> None:
+    """Give `source` a second name; copied where the file system can not link."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def check_file(path: Path, sha256: str) -> None:
+    """Raise DigestError unless the file's bytes are the pinned ones."""
+    found = sha256_of(path)
+    if found != sha256:
+        why = f"sha256 is {found}, pinned is {sha256}"
+        raise DigestError(f"{path.name} is not the file that was pinned", why=why)
