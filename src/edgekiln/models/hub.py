@@ -1,0 +1,150 @@
+"""Models from the Hugging Face Hub, or a mirror that HF_ENDPOINT names."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from edgekiln.errors import DiskError, FetchError, KilnError, ModelError
+from edgekiln.models.snapshots import Listing, RemoteFile, literal
+
+ENDPOINT = "https://huggingface.co"
+OTHER_WAYS = "check the network, set HF_ENDPOINT to a mirror, or name a local model directory"
+
+
+def endpoint() -> str:
+    """The Hub's address, or the mirror's."""
+    return (os.environ.get("HF_ENDPOINT") or ENDPOINT).rstrip("/")
+
+
+class HuggingFace:
+    """The Hub through huggingface_hub, which resumes, uses the user's token and proxies."""
+
+    kind = "hub"
+    revision = "main"
+
+    def list(self, repo: str, revision: str) -> Listing:
+        """The commit and files of a revision."""
+        with _explained(repo, revision):
+            info = _api().model_info(repo, revision=revision, files_metadata=True, timeout=20)
+        files = [_remote(sibling) for sibling in info.siblings or ()]
+        return Listing(commit=str(info.sha), files=tuple(files))
+
+    def download(self, repo: str, commit: str, files: Sequence[RemoteFile], into: Path) -> None:
+        """Put these files into a folder."""
+        from huggingface_hub.utils.tqdm import disable_progress_bars
+
+        disable_progress_bars()
+        with _explained(repo, commit):
+            _api().snapshot_download(
+                repo,
+                revision=commit,
+                local_dir=str(into),
+                allow_patterns=[literal(file.path) for file in files],
+                max_workers=4,
+            )
+
+
+def _api() -> Any:
+    """The client, with the certificates requests would use: it reads only SSL_CERT_FILE."""
+    bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
+    if bundle and Path(bundle).is_file():
+        os.environ.setdefault("SSL_CERT_FILE", bundle)
+    from huggingface_hub import HfApi
+
+    return HfApi(endpoint=endpoint(), library_name="edgekiln")
+
+
+def _remote(sibling: Any) -> RemoteFile:
+    lfs = sibling.lfs
+    sha256 = lfs.get("sha256") if isinstance(lfs, dict) else getattr(lfs, "sha256", None)
+    return RemoteFile(path=sibling.rfilename, size=sibling.size or 0, sha256=sha256)
+
+
+@contextmanager
+def _explained(repo: str, revision: str) -> Iterator[None]:
+    """Turn the client's exceptions into errors with a remedy."""
+    try:
+        yield
+    except KilnError:
+        raise
+    except Exception as error:
+        raise _translate(error, repo, revision) from error
+
+
+def _translate(error: Exception, repo: str, revision: str) -> KilnError:
+    from huggingface_hub import errors
+
+    place = endpoint()
+    if isinstance(error, errors.GatedRepoError):
+        return ModelError(
+            f"{repo} asks you to accept its terms first",
+            why="the repository is gated",
+            remedy=f"accept them at {place}/{repo}, then run hf auth login or set HF_TOKEN",
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return ModelError(
+            f"{repo} has no revision {revision}",
+            remedy=f"see its branches and commits at {place}/{repo}/commits",
+        )
+    if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
+        return ModelError(
+            f"{place} has no model {repo}",
+            why="the name is wrong, or the model is private",
+            remedy="check the spelling; for a private model run hf auth login or set HF_TOKEN",
+        )
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return DiskError(
+            f"the disk is full: {repo} could not be stored",
+            remedy="free some space, or set EDGEKILN_HOME to a folder on a larger disk",
+        )
+    return FetchError(f"{repo} could not be fetched from {place}", why=_why(error), remedy=_way())
+
+
+def _why(error: BaseException) -> str:
+    """One line from the exception, or from what caused it where it says nothing."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def offline() -> bool:
+    """Whether the user told the client to keep off the network."""
+    told = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return told.upper() in ("1", "ON", "YES", "TRUE")
+
+
+def _way() -> str:
+    return "unset HF_HUB_OFFLINE, or name a local model directory" if offline() else OTHER_WAYS
+
+
+def answers(repo: str, *, within: float = 6.0) -> bool:
+    """Whether the Hub knows `repo`, found out in a few seconds whatever the network does.
+
+    In a thread, because a resolver that does not answer holds up any time-out of the request.
+    """
+    if offline():
+        return False
+    found: list[bool] = []
+    thread = threading.Thread(target=lambda: found.append(_asked(repo, within)), daemon=True)
+    thread.start()
+    thread.join(within)
+    return bool(found and found[0])
+
+
+def _asked(repo: str, within: float) -> bool:
+    import requests
+
+    try:
+        url = f"{endpoint()}/api/models/{repo}/revision/{HuggingFace.revision}"
+        reply = requests.get(url, timeout=(within / 2, within))
+        # A portal that wants a sign-in answers 200 as well, but with a page.
+        return reply.ok and "sha" in reply.json()
+    except (requests.RequestException, ValueError):
+        return False
