@@ -38,7 +38,7 @@ FAULT = 1
 _PROGRESS_EVERY = 0.05
 
 
-class BadInput(Exception):
+class BadInput(Exception):  # noqa: N818 - it says what is wrong, not that something is
     """What was handed in cannot be used; one line what, one line what to do about it."""
 
     def __init__(self, text: str, *, remedy: str = "") -> None:

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import types
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,18 +128,15 @@ def _words(name: str, value: Any, action: argparse.Action) -> list[str]:
 
 def _tell_progress(stage: Stage) -> None:
     """Hear llmexport's own loops: each one is a tqdm over layers, samples or operators."""
-    import tqdm
 
-    def told(items: Iterable[Any], desc: str = "", *_: Any, **__: Any) -> Iterable[Any]:
-        total = len(items) if hasattr(items, "__len__") else 0
+    def told(items: Sequence[Any], desc: str = "", **_: Any) -> Iterator[Any]:
         for done, item in enumerate(items, 1):
             yield item
-            stage.progress(done, total, unit="steps", what=desc.strip(". :"))
+            stage.progress(done, len(items), unit="steps", what=desc.strip(". :"))
 
-    tqdm.tqdm = told
     for name, module in list(sys.modules.items()):
         if name.startswith("utils.") and hasattr(module, "tqdm"):
-            module.tqdm = told
+            module.__dict__["tqdm"] = told
 
 
 def _show_log(log: Path) -> None:
@@ -190,8 +187,7 @@ def _digest(pieces: list[bytes], weights: Path) -> str:
     sha = hashlib.sha256(b"".join(pieces))
     if weights.exists():
         with weights.open("rb") as file:
-            read: Callable[[], bytes] = lambda: file.read(1 << 20)  # noqa: E731
-            for piece in iter(read, b""):
+            while piece := file.read(1 << 20):
                 sha.update(piece)
     return sha.hexdigest()
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import texts
+
 from stagekit import Stage, main
 
 ANSWER_TOKENS = 64
@@ -109,28 +110,50 @@ def _speak(
     llm = _load(config, stage)
     answers, decode = [], []
     for prompt in prompts:
-        llm.reset()
-        llm.response(prompt, False)
-        context = llm.context
-        answers.append({"prompt": prompt, "answer": context.generate_str.strip()})
-        if context.decode_us and context.gen_seq_len > 8:
-            decode.append(context.gen_seq_len / context.decode_us * 1e6)
+        answers.append({"prompt": prompt, "answer": answer(llm, prompt)})
+        timed = _context(llm)
+        if timed.get("decode_us") and timed["gen_seq_len"] > 8:
+            decode.append(timed["gen_seq_len"] / timed["decode_us"] * 1e6)
         told("answers")
-    llm.reset()
-    llm.response(texts.text(stage.input("texts"))[:SPEED_PROMPT_CHARACTERS], False)
-    context = llm.context
+    answer(llm, texts.text(stage.input("texts"))[:SPEED_PROMPT_CHARACTERS])
+    timed = _context(llm)
     told("speed")
     return {
         "answers": answers,
         "answer_tokens_limit": ANSWER_TOKENS,
-        "prefill_tokens_per_second": round(context.prompt_len / context.prefill_us * 1e6, 1),
-        "prefill_prompt_tokens": context.prompt_len,
+        "prefill_tokens_per_second": _rate(timed.get("prompt_len"), timed.get("prefill_us")),
+        "prefill_prompt_tokens": timed.get("prompt_len"),
         "decode_tokens_per_second": round(statistics.median(decode), 1) if decode else None,
-        "load_seconds": round(context.load_us / 1e6, 3),
         "runtime_peak_bytes": _peak_bytes(),
         "threads": stage.cpus,
         "ran_on": "this machine's processor, not the phone's",
     }
+
+
+def answer(llm: Any, prompt: str) -> str:
+    """What the model says to a question, from an empty context.
+
+    The binding fails where an answer is cut off inside a character of several bytes.
+    """
+    llm.reset()
+    try:
+        said: str = llm.response(prompt, False)
+    except UnicodeDecodeError as cut:
+        said = cut.object.decode("utf-8", errors="replace")
+    return said.strip()
+
+
+def _context(llm: Any) -> dict[str, Any]:
+    """The runtime's counts and times of its last answer; empty where its text cannot be read."""
+    try:
+        found: dict[str, Any] = llm._c_obj.get_context()
+        return found
+    except UnicodeDecodeError:
+        return {}
+
+
+def _rate(count: int | None, microseconds: int | None) -> float | None:
+    return round(count / microseconds * 1e6, 1) if count and microseconds else None
 
 
 def _peak_bytes() -> int:

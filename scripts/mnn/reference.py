@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import texts
+
 from stagekit import BadInput, Stage, main
 
 
@@ -23,7 +24,8 @@ def run(stage: Stage) -> None:
 
     torch.set_num_threads(stage.cpus)
     asked, prose = texts.prompts(stage.input("texts")), texts.text(stage.input("texts"))
-    tokenizer, model = _load(stage.input("model"))
+    trusted = stage.param("trust_remote_code", bool, False)
+    tokenizer, model = _load(stage.input("model"), trusted)
     prompt_ids = [encode(tokenizer, prompt) for prompt in asked]
     text_ids = tokenizer(prose, add_special_tokens=False)["input_ids"]
     cut = texts.windows(text_ids)
@@ -55,14 +57,18 @@ def run(stage: Stage) -> None:
     )
 
 
-def _load(model: Path) -> tuple[Any, Any]:
+def _load(model: Path, trusted: bool) -> tuple[Any, Any]:
+    """The tokenizer and the model with its own weights in float32."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
-    loaded = AutoModelForCausalLM.from_pretrained(
-        model, dtype=torch.float32, local_files_only=True, attn_implementation="eager"
-    )
+    common: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trusted}
+    tokenizer = AutoTokenizer.from_pretrained(model, **common)
+    more = {"dtype": torch.float32, "attn_implementation": "eager"}
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(model, **common, **more)
+    except ValueError:  # what transformers raises for a model that also sees
+        loaded = AutoModelForImageTextToText.from_pretrained(model, **common, **more)
     return tokenizer, loaded.eval()
 
 
