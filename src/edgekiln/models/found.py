@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -151,6 +150,8 @@ def _pickles(
 
 def _weigh(path: Path) -> int:
     """Bytes of a pickle; torch writes a zip, whose directory at the end shows that it is whole."""
+    import zipfile
+
     check(path)
     with readable(path), path.open("rb") as file:
         if file.read(2) == b"PK" and not zipfile.is_zipfile(path):
