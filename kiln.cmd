@@ -34,13 +34,5 @@ for /f "delims=" %%p in ('"%python%" -c "import sysconfig; print(sysconfig.get_p
 )
 copy /y "%here%requirements.txt" "%here%.venv\.kiln" >nul
 :run
-if "%~1"=="" (
-    "%python%" -m invoke --search-root "%here%." --list
-) else if "%~1"=="help" (
-    "%python%" -m invoke --search-root "%here%." --list
-) else if "%~1"=="--help" (
-    "%python%" -m invoke --search-root "%here%." --list
-) else (
-    "%python%" -m invoke --search-root "%here%." %*
-)
+"%python%" -m edgekiln %*
 exit /b %errorlevel%

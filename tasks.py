@@ -30,7 +30,7 @@ _COMMON = {
         "recipe": "a ready build: a name from `kiln recipes list` or a YAML file of your own",
         "preset": "a named set of options: default, precision, memory, extreme-speed",
         "executor": "auto (docker where an engine answers, else native), docker, native",
-        "memory": "the most a stage may use, e.g. 12g (default: what is free, less a reserve)",
+        "memory-limit": "the most a stage may use, e.g. 12g (default: what is free, less a reserve)",
         "out": "where the bundle goes (default: build/MODEL/BACKEND)",
         "base": "put the toolchains on another base: a name of ours or an image",
         "dry-run": "show the plan and what it needs; make nothing",
@@ -49,7 +49,7 @@ def build(
     recipe: str = "",
     preset: str = "",
     executor: str = "auto",
-    memory: str = "",
+    memory_limit: str = "",
     out: str = "",
     base: str = "",
     dry_run: bool = False,
@@ -81,7 +81,7 @@ def build(
         )
         how = Settings(
             executor=executor,
-            memory=parse_size(memory, where="--memory") if memory else None,
+            memory=parse_size(memory_limit, where="--memory-limit") if memory_limit else None,
             out=Path(out) if out else None,
             base=base or None,
             force=force,

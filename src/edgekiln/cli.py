@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -178,13 +178,13 @@ def name_the_nearest() -> None:
             return said
         context = error.context
         if unknown[1].startswith("-") and context is not None and context.name:
-            where = f"kiln {context.name}"
+            where = f"kiln {context.name.replace('.', ' ')}"
             remedy = nearest(unknown[1], [f for f in context.flags if f.startswith("--")])
             if remedy.startswith("one of"):
-                remedy = f"kiln --help {context.name}"
+                remedy = f"{where} --help lists them"
             return f"error: {where} has no option {unknown[1]}\ndo:    {remedy}"
-        remedy = nearest(unknown[1], _COMMANDS) if _COMMANDS else ""
-        return f"error: there is no command {unknown[1]}\ndo:    {remedy}"
+        remedy = nearest(unknown[1], _COMMANDS).replace(".", " ")
+        return f"error: there is no command {unknown[1].replace('.', ' ')}\ndo:    {remedy}"
 
     ParseError.__str__ = text  # type: ignore[method-assign]
 
@@ -195,14 +195,3 @@ _COMMANDS: list[str] = []
 def register(names: Iterable[str]) -> None:
     """Tell the names of all commands, for the nearest one."""
     _COMMANDS.extend(names)
-
-
-def merged(tables: Iterable[Mapping[str, Spec]]) -> list[Spec]:
-    """The options of all backends, each once. Options of one name must be of one type."""
-    found: dict[str, Spec] = {}
-    for options in tables:
-        for name, spec in options.items():
-            if name in found and found[name].type is not spec.type:
-                raise TypeError(f"option {name} has two types")
-            found.setdefault(name, spec)
-    return list(found.values())

@@ -159,7 +159,7 @@ def recipes_list() -> None:
 
 
 def recipes_show(name: str) -> None:
-    """Print a recipe with every option it comes to; those that differ from the default are marked."""
+    """Print a recipe with every option; a star marks those that are not at their default."""
     import dataclasses
 
     from edgekiln.backends import load_backend
@@ -242,7 +242,7 @@ def engine_down() -> None:
 
 def run_tests(*, select: str, unit: bool, args: str) -> None:
     """Run pytest in this environment, with an engine brought up first where that can be done."""
-    if select and not (project() / select.split("::")[0]).exists():
+    if select and not (project() / select.partition("::")[0]).exists():
         raise UsageError(f"no tests at {select}", remedy="a path such as tests/unit/test_store.py")
     where = select or ("tests/unit" if unit else "tests")
     if not unit and not where.startswith("tests/unit"):

@@ -27,7 +27,7 @@ def judge(stage: Stage, result: StageResult, run: StageRun, error: str, remedy: 
             f"stage {stage.name} was killed for memory (exit {result.exit_code})",
             why=f"the limit was {units.size(run.memory)}; "
             f"the stage was expected to need {units.size(stage.memory)}",
-            remedy="close other programs, give more with --memory, or use a larger machine",
+            remedy="close other programs, give more with --memory-limit, or use a larger machine",
         )
     if result.exit_code == BAD_INPUT:
         raise UsageError(error or f"stage {stage.name} refused its input", remedy=remedy)

@@ -1,0 +1,46 @@
+"""`kiln …`: Invoke with our name, and with a space where Invoke's task names have a dot."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from edgekiln import __version__
+from edgekiln.home import project
+
+_GROUPS = ("engine", "images", "models", "recipes", "store", "toolchains")
+_HELP = ("help", "--help", "-h")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run a command line and leave with its exit code."""
+    from invoke.program import Program
+
+    program = Program(name="kiln", binary="kiln", version=__version__)
+    try:
+        program.run(["kiln", "--search-root", str(project()), *translate(arguments)])
+    except BrokenPipeError:  # `kiln build --help | head`
+        sys.stderr.close()
+
+
+def translate(arguments: Sequence[str]) -> list[str]:
+    """A command line as Invoke wants it.
+
+    `images build mnn` is its task images.build; nothing, or `help`, lists the commands;
+    `help build` and `images` alone show what they have.
+    """
+    words = list(arguments)
+    if not words or (words[0] in _HELP and len(words) == 1):
+        return ["--list"]
+    if words[0] in _HELP:
+        return [*translate(words[1:]), "--help"]
+    if words[0] in _GROUPS:
+        if len(words) == 1 or words[1] in _HELP:
+            return ["--list", words[0]]
+        if not words[1].startswith("-"):
+            return [f"{words[0]}.{words[1]}", *words[2:]]
+    return words
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

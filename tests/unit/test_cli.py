@@ -1,0 +1,103 @@
+"""The commands as a user meets them: help, nearest names, exit codes, no tracebacks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgekiln.__main__ import translate
+from edgekiln.home import project
+
+
+def kiln(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command line as a user would, in an environment of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "edgekiln", *arguments],
+        env={**os.environ, "PYTHONPATH": str(project() / "src"), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ([], ["--list"]),
+        (["help"], ["--list"]),
+        (["images"], ["--list", "images"]),
+        (["images", "build", "mnn"], ["images.build", "mnn"]),
+        (["help", "build"], ["build", "--help"]),
+        (["help", "store", "gc"], ["store.gc", "--help"]),
+        (["build", "--backend", "mnn"], ["build", "--backend", "mnn"]),
+        (["images", "--help"], ["--list", "images"]),
+    ],
+)
+def test_spaces_stand_for_dots(words: list[str], meant: list[str]) -> None:
+    assert translate(words) == meant
+
+
+def test_help_names_every_option_of_the_backends() -> None:
+    shown = kiln("build", "--help").stdout
+    for flag in ("--model", "--quant-bit", "--no-hqq", "--backend-type", "--dry-run", "--json"):
+        assert flag in shown
+    assert "kiln build --backend mnn" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["build", "--backend", "mnn", "--quant-bitt", "4"], 1, "did you mean --quant-bit?"),
+        (["biuld"], 1, "did you mean build?"),
+        (["store", "lst"], 1, "did you mean store list?"),
+        (["build"], 2, "--backend mnn"),
+        (["build", "--backend", "mnm"], 2, "did you mean mnn?"),
+        (["build", "--backend", "mnn", "--quant-bit", "5"], 2, "one of: 2, 4, 8, 16"),
+        (["build", "--backend", "mnn", "--preset", "precison"], 2, "did you mean precision?"),
+        (["build", "--recipe", "qwen3-1.7b"], 2, "did you mean qwen3-1.7b-mnn?"),
+        (["build", "--backend", "mnn", "--model", "./no-such"], 3, "no-such"),
+        (["build", "--backend", "mnn", "--memory-limit", "lots"], 2, "12g"),
+        (["toolchains", "show", "mmn"], 4, "did you mean mnn?"),
+        (["recipes", "show", "nothing-like-it"], 2, "one of"),
+        (["test", "tests/nowhere.py"], 2, "no tests at"),
+    ],
+)
+def test_mistakes_are_answered_in_words(words: list[str], code: int, said: str) -> None:
+    done = kiln(*words)
+    assert done.returncode == code
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = kiln("store", "list", EDGEKILN_HOME=str(tmp_path / "file"))
+    assert done.returncode == 12
+    assert "EDGEKILN_HOME" in done.stderr
+
+
+def test_json_errors_are_one_object() -> None:
+    done = kiln("build", "--backend", "mnn", "--quant-bit", "5", "--json")
+    event = json.loads(done.stdout.splitlines()[-1])
+    assert (event["event"], event["kind"], event["exit_code"]) == ("error", "usage", 2)
+
+
+def test_an_empty_store_is_listed_and_swept(tmp_path: Path) -> None:
+    assert "0 stages" in kiln("store", "list", EDGEKILN_HOME=str(tmp_path)).stdout
+    assert "freed 0 B" in kiln("store", "gc", EDGEKILN_HOME=str(tmp_path)).stdout
+
+
+def test_invoke_itself_runs_the_same_commands() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "invoke", "build", "--backend", "mnn", "--quant-bitt", "4"],
+        cwd=project(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "did you mean --quant-bit?" in done.stderr
