@@ -189,7 +189,7 @@ def toolchains_show(c: Context, name: str) -> None:
     run(name)
 
 
-@task(name="lock", positional=["name"], auto_shortflags=False)
+@task(name="lock", auto_shortflags=False)
 @cli.command
 def toolchains_lock(c: Context, name: str = "", check: bool = False) -> None:
     """Make a toolchain's lock anew; with --check only say what has drifted.
@@ -272,9 +272,9 @@ def engine_down(c: Context) -> None:
     run()
 
 
-@task(positional=["select"], auto_shortflags=False)
+@task(auto_shortflags=False)
 @cli.command
-def test(c: Context, select: str = "", unit: bool = False, args: str = "") -> None:
+def test(c: Context, path: str = "", unit: bool = False, args: str = "") -> None:
     """Run the tests.
 
     As root on Debian or Ubuntu with no engine running it brings one up first. Without an engine
@@ -287,10 +287,10 @@ def test(c: Context, select: str = "", unit: bool = False, args: str = "") -> No
     """
     from edgekiln.commands import run_tests
 
-    run_tests(select=select, unit=unit, args=args)
+    run_tests(select=path, unit=unit, args=args)
 
 
-@task(positional=["only"], auto_shortflags=False)
+@task(auto_shortflags=False)
 @cli.command
 def bench(c: Context, only: str = "", repeat: int = 5, json: str = "") -> None:
     """Measure: medians of ratios in one run; --only NAME for one of them, --json FILE to keep.

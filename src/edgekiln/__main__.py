@@ -10,6 +10,8 @@ from edgekiln.home import project
 
 _GROUPS = ("engine", "images", "models", "recipes", "store", "toolchains")
 _HELP = ("help", "--help", "-h")
+# Invoke has no positional argument that may be left out: these are flags to it.
+_OPTIONAL = {"toolchains.lock": "--name", "test": "--path", "bench": "--only"}
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -38,7 +40,9 @@ def translate(arguments: Sequence[str]) -> list[str]:
         if len(words) == 1 or words[1] in _HELP:
             return ["--list", words[0]]
         if not words[1].startswith("-"):
-            return [f"{words[0]}.{words[1]}", *words[2:]]
+            words = [f"{words[0]}.{words[1]}", *words[2:]]
+    if words[0] in _OPTIONAL and len(words) > 1 and not words[1].startswith("-"):
+        words.insert(1, _OPTIONAL[words[0]])
     return words
 
 

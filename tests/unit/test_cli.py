@@ -36,6 +36,9 @@ def kiln(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
         (["help", "store", "gc"], ["store.gc", "--help"]),
         (["build", "--backend", "mnn"], ["build", "--backend", "mnn"]),
         (["images", "--help"], ["--list", "images"]),
+        (["toolchains", "lock", "mnn"], ["toolchains.lock", "--name", "mnn"]),
+        (["toolchains", "lock", "--check"], ["toolchains.lock", "--check"]),
+        (["test", "tests/unit", "--args", "-x"], ["test", "--path", "tests/unit", "--args", "-x"]),
     ],
 )
 def test_spaces_stand_for_dots(words: list[str], meant: list[str]) -> None:
