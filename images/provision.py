@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -32,10 +33,10 @@ def main() -> int:
     lock = json.loads(args.lock.read_text(encoding="utf-8"))
     settings = json.loads(args.settings.read_text(encoding="utf-8")) if args.settings else {}
     env = {**_clean(os.environ), **settings}
-    if args.ca and args.ca.stat().st_size:
-        env["SSL_CERT_FILE"] = str(args.ca)
-    if args.netrc and args.netrc.stat().st_size:
-        env["NETRC"] = str(args.netrc)
+    # BuildKit leaves an empty secret out altogether.
+    for variable, path in (("SSL_CERT_FILE", args.ca), ("NETRC", args.netrc)):
+        if path and path.is_file() and path.stat().st_size:
+            env[variable] = str(path)
     _install(lock, args, env)
     _settle(args.into)
     _warm(args.into, lock["definition"].get("imports", []))
@@ -53,7 +54,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--uv", type=Path, required=True, help="the uv that the lock names")
     parser.add_argument("--python", required=True, help="the Python the environment is made of")
     parser.add_argument("--into", type=Path, required=True, help="the environment to make")
-    parser.add_argument("--cache", type=Path, help="uv's cache; left out: none is kept")
+    parser.add_argument("--cache", type=Path, help="uv's cache; left out, none is kept")
     parser.add_argument("--wheels", type=Path, help="folder of wheels that are at hand already")
     parser.add_argument("--settings", type=Path, help="JSON: uv's environment for the indexes")
     parser.add_argument("--ca", type=Path, help="bundle of certificates to trust")
@@ -68,8 +69,10 @@ def _clean(environ: Mapping[str, str]) -> dict[str, str]:
 
 def _install(lock: Mapping[str, Any], args: argparse.Namespace, env: dict[str, str]) -> None:
     """Make the environment and put every wheel of the lock into it."""
-    cache = ["--cache-dir", str(args.cache)] if args.cache else ["--no-cache"]
-    uv = [str(args.uv), *cache, "--no-python-downloads", "--color=never"]
+    # Beside the environment: on one file system uv links out of its cache instead of copying,
+    # and a gigabyte of wheels is not unpacked into a tmpfs.
+    cache = args.cache or args.into.with_name(f"{args.into.name}.cache")
+    uv = [str(args.uv), "--cache-dir", str(cache), "--no-python-downloads", "--color=never"]
     _call([*uv, "venv", "--quiet", "--python", args.python, str(args.into)], env)
     wanted = args.into / "wanted.txt"
     wanted.write_text("".join(_requirement(wheel) for wheel in lock["wheels"]), encoding="utf-8")
@@ -78,6 +81,8 @@ def _install(lock: Mapping[str, Any], args: argparse.Namespace, env: dict[str, s
     target = ["--python", str(_python(args.into)), "--requirement", str(wanted)]
     _call([*uv, "pip", "install", *options, *target], env)
     wanted.unlink()
+    if not args.cache:
+        shutil.rmtree(cache)
 
 
 def _requirement(wheel: Mapping[str, Any]) -> str:
@@ -107,10 +112,10 @@ def _warm(into: Path, modules: list[str]) -> None:
 
     Bytecode of everything would be 230 MB for torch alone; of what is imported it is a tenth.
     """
-    for module in modules:
+    if modules:
         env = {**_clean(os.environ), "HOME": "/nonexistent", "HF_HUB_OFFLINE": "1"}
         env["PYTHONHASHSEED"] = "0"
-        _call([str(_python(into)), "-s", "-c", f"import {module}"], env)
+        _call([str(_python(into)), "-s", "-c", f"import {', '.join(modules)}"], env)
 
 
 def installed_wheels(into: Path) -> list[dict[str, str]]:

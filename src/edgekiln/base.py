@@ -220,6 +220,9 @@ def _mmdebstrap(what: BaseDefinition, scratch: Path, apt: AptSettings) -> list[s
     ]
     customize = [f"--customize-hook={hook}" for hook in hooks]
     mode = ["--variant=minbase", "--mode=root", "--architectures=amd64"]
+    if what.distribution == "debian":
+        # Else apt takes usrmerge, which brings all of Perl (57 MB) to do what this hook does.
+        mode += ["--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr", "--include=usr-is-merged"]
     # A "-" takes the user's own sources from stdin; without any, mmdebstrap knows the archive.
     mirror = ["-"] if apt.sources else []
     tar = str(scratch / "base.tar")

@@ -1,0 +1,257 @@
+"""Toolchains as images: built from their locks, proved by their own verify, named by both.
+
+A tag says what is inside (the toolchain's digest) and how it got there (a digest over the
+Dockerfile, verify and the installers), so an image that exists is the right one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekiln.errors import EngineError, ImageError, nearest
+from edgekiln.home import home, project
+
+if TYPE_CHECKING:
+    from edgekiln.base import ReadyBase
+    from edgekiln.engine import Engine
+    from edgekiln.progress import Progress
+    from edgekiln.toolchain import Toolchain
+
+_SHARED = ("provision.py", "apt-install")
+_OWN = ("Dockerfile", "verify")
+
+
+def recipe_files(name: str) -> dict[str, Path]:
+    """The files an image is made by: its own two and the installers all images share."""
+    folder = project() / "images"
+    files = {part: folder / name / part for part in _OWN} | {p: folder / p for p in _SHARED}
+    missing = [str(path) for path in files.values() if not path.is_file()]
+    if missing:
+        known = [path.parent.name for path in folder.glob("*/Dockerfile")]
+        raise ImageError(f"there is no image {name}", remedy=nearest(name, known))
+    return files
+
+
+def tag(toolchain: Toolchain) -> str:
+    """edgekiln/NAME:<12 hex of the toolchain's digest>-<8 hex of how it is installed>."""
+    how = hashlib.sha256()
+    for part, path in sorted(recipe_files(toolchain.name).items()):
+        how.update(f"{part}\0".encode() + path.read_bytes().replace(b"\r\n", b"\n") + b"\0")
+    return f"edgekiln/{toolchain.name}:{toolchain.digest[:12]}-{how.hexdigest()[:8]}"
+
+
+def exists(engine: Engine, toolchain: Toolchain) -> bool:
+    """Whether the engine has the image; one small request."""
+    return engine.image(tag(toolchain)) is not None
+
+
+def build(
+    engine: Engine, toolchain: Toolchain, progress: Progress, *, frozen: bool = False
+) -> str:
+    """Build, verify and tag the image, unless it is there; returns its tag.
+
+    `frozen` refuses packages of the distribution that are newer than the locked ones. Raises
+    ImageError with the builder's own last words and the log's path.
+    """
+    from edgekiln.locking import held
+
+    name = tag(toolchain)
+    lock = home() / "locks" / f"{name.replace('/', '-').replace(':', '-')}.lock"
+    with held(lock, lambda: progress.note(f"waiting: another edgekiln is building {name}")):
+        if not exists(engine, toolchain):
+            _build(engine, toolchain, name, progress, frozen)
+    return name
+
+
+def _build(
+    engine: Engine, toolchain: Toolchain, name: str, progress: Progress, frozen: bool
+) -> None:
+    from edgekiln.base import ensure_base
+    from edgekiln.stagecontext import staged
+
+    base = ensure_base(engine, toolchain.base, progress, frozen=frozen)
+    trial = f"edgekiln/{toolchain.name}:trial-{os.getpid()}"
+    log = home() / "logs" / f"image-{toolchain.name}-{os.getpid()}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with staged(toolchain, base, progress, frozen=frozen) as context:
+            words = [*context.arguments(engine), *_labels(toolchain, base), "--tag", trial]
+            _call_build(engine, words, context.folder, log, progress)
+        progress.update(0, None, "verify")
+        report = verify(engine, trial)
+        drift = [*base.drift, *report.get("drift", [])]
+        for line in drift:
+            progress.note(f"newer than locked: {line}")
+        if drift:
+            _relabel(engine, trial, {"io.edgekiln.drift": "; ".join(drift)}, log)
+        _quiet(engine, ["tag", trial, name])
+    finally:
+        _quiet(engine, ["rmi", trial], check=False)
+
+
+def verify(engine: Engine, image: str) -> dict[str, Any]:
+    """Run the image's own verify, without a network, and return what it reports.
+
+    Raises ImageError with the check that failed.
+    """
+    limits = ["--network", "none", "--cap-drop", "ALL", "--read-only", "--tmpfs", "/tmp:exec"]
+    words = ["run", "--rm", *limits, "--security-opt", "no-new-privileges"]
+    done = _engine_call(engine, [*words, image, "/opt/edgekiln/verify", "--json"])
+    if done.returncode:
+        why = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+        raise ImageError(f"{image} failed its verify", why=why)
+    report: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return report
+
+
+def drift(engine: Engine, toolchain: Toolchain) -> list[str]:
+    """What of the built image is newer than its lock, as its label says; for manifests."""
+    found = engine.image(tag(toolchain))
+    labels = ((found or {}).get("Config") or {}).get("Labels") or {}
+    said = labels.get("io.edgekiln.drift", "")
+    return said.split("; ") if said else []
+
+
+def list_images(engine: Engine) -> list[dict[str, Any]]:
+    """Every image of ours in the engine: tag, id, size in bytes, when it was made."""
+    wanted = json.dumps({"label": ["io.edgekiln.toolchain"]})
+    from urllib.parse import quote
+
+    found = engine.get(f"/images/json?filters={quote(wanted)}") or []
+    return [
+        {"tag": name, "id": image["Id"], "size": image["Size"], "created": image["Created"]}
+        for image in found
+        for name in image.get("RepoTags") or []
+    ]
+
+
+def export(engine: Engine, toolchain: Toolchain, target: Path) -> Path:
+    """Save the image as an archive that `docker load` takes; written whole or not at all."""
+    name = tag(toolchain)
+    if engine.image(name) is None:
+        remedy = f"kiln images build {toolchain.name}"
+        raise ImageError(f"{name} is not built", remedy=remedy)
+    fresh = target.with_name(target.name + ".part")
+    _quiet(engine, ["save", "--output", str(fresh), name])
+    os.replace(fresh, target)
+    return target
+
+
+def shell_command(engine: Engine, toolchain: Toolchain, folder: Path) -> tuple[list[str], Mapping[str, str]]:
+    """The command (and its environment) of a shell in the image, with `folder` at /work."""
+    from edgekiln.buildcli import build_environment
+
+    mount = ["--volume", f"{folder.resolve()}:/work", "--workdir", "/work"]
+    words = ["run", "--rm", "--interactive", "--tty", *mount, tag(toolchain), "bash"]
+    return [*engine.cli, *words], build_environment(engine.url)
+
+
+def _labels(toolchain: Toolchain, base: ReadyBase) -> Iterator[str]:
+    """What the image says of itself: OCI's annotations, and what edgekiln looks for."""
+    said = {
+        "org.opencontainers.image.title": f"edgekiln {toolchain.name}",
+        "org.opencontainers.image.description": toolchain.summary,
+        "org.opencontainers.image.version": toolchain.digest[:12],
+        "org.opencontainers.image.base.name": base.origin.partition("@")[0].partition(" ")[0],
+        "org.opencontainers.image.base.digest": _digest_of(base.origin),
+        "io.edgekiln.toolchain": toolchain.name,
+        "io.edgekiln.lock": f"sha256:{toolchain.digest}",
+        "io.edgekiln.base": base.origin,
+    }
+    for key, value in said.items():
+        yield from ("--label", f"{key}={value}")
+
+
+def _digest_of(origin: str) -> str:
+    last = origin.rpartition("@")[2].rpartition(" ")[2]
+    return last if last.startswith("sha256:") else f"sha256:{last}"
+
+
+def _call_build(
+    engine: Engine, words: list[str], context: Path, log: Path, progress: Progress
+) -> None:
+    """Run the builder; its words go to the log, its steps to the user."""
+    from edgekiln.buildcli import build_environment
+
+    plain = [] if engine.kind == "podman" else ["--progress=plain"]
+    command = [*engine.cli, "build", *plain, *words, str(context)]
+    process = subprocess.Popen(
+        command,
+        env=build_environment(engine.url),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+    )
+    assert process.stdout is not None
+    try:
+        with log.open("w", encoding="utf-8") as stream:
+            for line in process.stdout:
+                stream.write(line)
+                if step := step_of(line):
+                    progress.update(step[0], step[1], step[2])
+        code = process.wait()
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    if code:
+        raise ImageError("the image could not be built", why=reason(log), remedy=f"see {log}")
+
+
+def step_of(line: str) -> tuple[int, int, str] | None:
+    """(number, of how many, what) from a builder's line such as `#7 [3/5] RUN …`."""
+    import re
+
+    found = re.match(r"(?:#\d+ \[(?:\S+ )?(\d+)/(\d+)\]|STEP (\d+)/(\d+):) ?(.*)", line)
+    if found is None:
+        return None
+    number, count = (int(found[1] or found[3]), int(found[2] or found[4]))
+    what = "provision.py" if "provision.py" in found[5] else "apt" if "apt-install" in found[5] else ""
+    return number - 1, count, what or found[5].split(" ")[0]
+
+
+def reason(log: Path) -> str:
+    """The line of a build's log that says why it ended."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8").splitlines()]
+    lines = [line.partition(" ")[2] if line.startswith("#") else line for line in lines]
+    for mark in ("apt-install:", "E: ", "provision:", "error:", "Error: ", "No space left", "ERROR"):
+        for line in reversed(lines):
+            if mark in line:
+                return line[line.index(mark) :][:300]
+    return (lines or ["the builder said nothing"])[-1][:300]
+
+
+def _relabel(engine: Engine, image: str, labels: Mapping[str, str], log: Path) -> None:
+    """Put labels on a built image: a build of one line, which adds no layer."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="edgekiln-label-") as folder:
+        Path(folder, "Dockerfile").write_text(f"FROM {image}\n", encoding="utf-8")
+        words = [word for k, v in labels.items() for word in ("--label", f"{k}={v}")]
+        from edgekiln.progress import Silent
+
+        _call_build(engine, [*words, "--tag", image], Path(folder), log, Silent())
+
+
+def _quiet(engine: Engine, words: list[str], *, check: bool = True) -> None:
+    done = _engine_call(engine, words)
+    if check and done.returncode:
+        why = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise EngineError(f"{engine.kind} {words[0]} failed", why=why)
+
+
+def _engine_call(engine: Engine, words: list[str]) -> subprocess.CompletedProcess[str]:
+    from edgekiln.buildcli import build_environment
+
+    env = build_environment(engine.url)
+    command = [*engine.cli, *words]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)

@@ -1,0 +1,152 @@
+"""What a build of an image is given: a folder of files, and the user's settings as secrets.
+
+The folder is the build's context. It is bind-mounted, so nothing of it lands in a layer unless
+the Dockerfile copies it. Settings are secrets: they are seen by one RUN and are part of neither
+a layer, the history nor the build cache's keys.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from edgekiln.aptconf import AptSettings
+from edgekiln.base import ReadyBase, apt_for
+from edgekiln.lock import Lock
+from edgekiln.pipconf import PipSettings, pip_settings, uv_environment
+from edgekiln.places import answering
+from edgekiln.uvtool import linux_uv
+from edgekiln.wheels import find_local, put
+
+if TYPE_CHECKING:
+    from edgekiln.engine import Engine
+    from edgekiln.progress import Progress
+    from edgekiln.toolchain import Toolchain
+
+_CA = "/run/secrets/ca"
+# BuildKit takes secrets of up to 500 KB; a bundle of certificates is about 230 KB.
+_SECRET_LIMIT = 500_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """A staged build: the context's folder, its base, and the secrets' files by their id."""
+
+    folder: Path
+    base: str
+    secrets: dict[str, Path] = field(default_factory=dict)
+    host_network: bool = False
+
+    def arguments(self, engine: Engine) -> list[str]:
+        """What the builder's command line is given."""
+        words = ["--build-arg", f"BASE={self._reference(engine)}"]
+        words += ["--file", str(self.folder / "Dockerfile")]
+        for name, path in sorted(self.secrets.items()):
+            words += ["--secret", f"id={name},src={path}"]
+        return [*words, *(["--network", "host"] if self.host_network else [])]
+
+    def _reference(self, engine: Engine) -> str:
+        # Podman looks short names up in registries first, unless told they are its own.
+        own = engine.kind == "podman" and self.base.startswith("edgekiln/")
+        return f"localhost/{self.base}" if own else self.base
+
+
+@contextmanager
+def staged(
+    toolchain: Toolchain, base: ReadyBase, progress: Progress, *, frozen: bool
+) -> Iterator[Context]:
+    """Lay out everything a build of the toolchain's image needs; gone again afterwards."""
+    from edgekiln.home import home
+    from edgekiln.images import recipe_files
+
+    pip = pip_settings()
+    parent = home() / "tmp"
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="image-", dir=parent) as scratch:
+        folder, hidden = Path(scratch, "context"), Path(scratch, "secrets")
+        (folder / "wheels").mkdir(parents=True)
+        hidden.mkdir(mode=0o700)
+        for name, path in recipe_files(toolchain.name).items():
+            _copy_text(path, folder / name)
+        put(linux_uv(toolchain.lock.uv, pip, progress), folder / "uv")
+        _write_lock(toolchain, folder, frozen)
+        local = find_local(toolchain.lock.wheels, pip)
+        for name, path in local.items():
+            put(path, folder / "wheels" / name)
+        settings = indexes(toolchain.lock, set(local), pip)
+        apt = apt_for(toolchain.base, base)
+        yield Context(
+            folder=folder,
+            base=base.reference,
+            secrets=_secrets(hidden, folder, settings, pip, apt),
+            host_network=_on_this_machine(pip, apt),
+        )
+
+
+def indexes(lock: Lock, local: set[str], pip: PipSettings) -> dict[str, str]:
+    """uv's environment for what is not at hand, with further places where they are needed.
+
+    A wheel with a local version (+cpu) is in no Python index: when it is not at hand, the
+    toolchain's places are tried, those that answer.
+    """
+    env = uv_environment(pip, remote_only=True)
+    if any(wheel.local and wheel.file not in local for wheel in lock.wheels):
+        found = answering(lock.definition.places, pip)
+        env["UV_INDEX"] = " ".join([*env.get("UV_INDEX", "").split(), *found])
+    return env
+
+
+def _copy_text(source: Path, target: Path) -> None:
+    """Copy a file of ours; a checkout with CRLF would give `bash\\r: No such file`."""
+    target.write_bytes(source.read_bytes().replace(b"\r\n", b"\n"))
+    target.chmod(0o755)
+
+
+def _write_lock(toolchain: Toolchain, folder: Path, frozen: bool) -> None:
+    from edgekiln.toolchain import folder as toolchains
+
+    lock = toolchain.lock
+    _copy_text(toolchains() / f"{toolchain.name}.lock.json", folder / "lock.json")
+    (folder / "lock.json").chmod(0o644)
+    exact = " ".join(f"{deb.name}={deb.version}" for deb in lock.debs)
+    (folder / "apt.exact").write_text(exact + "\n", encoding="utf-8", newline="\n")
+    names = " ".join(lock.definition.apt)
+    (folder / "apt.names").write_text(names + "\n", encoding="utf-8", newline="\n")
+    (folder / "frozen").write_text(f"{int(frozen)}\n", encoding="utf-8", newline="\n")
+
+
+def _secrets(
+    hidden: Path, folder: Path, settings: dict[str, str], pip: PipSettings, apt: AptSettings
+) -> dict[str, Path]:
+    """Each secret as a file only this user can read; empty where there is nothing to say."""
+    texts = {"uv": json.dumps(settings), "apt": apt.conf(ca=_CA), "sources": apt.sources}
+    files = {"ca": apt.ca_file() or _path(pip.cert), "netrc": pip.netrc, "aptauth": apt.auth}
+    found = {name: hidden / name for name in (*texts, *files)}
+    for path in found.values():
+        path.touch(mode=0o600)
+    for name, text in texts.items():
+        found[name].write_text(text, encoding="utf-8")
+    for name, source in files.items():
+        if source:
+            shutil.copyfile(source, found[name])
+    return found
+
+
+def _path(name: str | None) -> Path | None:
+    return Path(name) if name and Path(name).is_file() else None
+
+
+def _on_this_machine(pip: PipSettings, apt: AptSettings) -> bool:
+    """Whether a proxy or an index listens on this machine only: then the build shares its net."""
+    places = [pip.index_url or "", *pip.extra_index_urls, *pip.proxies.values()]
+    places += [value for key, value in apt.options if key.lower().endswith("proxy")]
+    places += [word for word in apt.sources.split() if "://" in word]
+    hosts = {urlsplit(place if "://" in place else f"//{place}").hostname for place in places}
+    return any(host in ("localhost", "::1") or (host or "").startswith("127.") for host in hosts)
