@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from requests import Response
 
 TIMEOUT = (10.0, 30.0)  # seconds to connect; seconds without a byte
-CHUNK = 1 << 18
+CHUNK = 1 << 16  # as much as a cut may lose of what had arrived
 BUSY = (408, 425, 429)  # codes that ask to come back later, as those from 500 on do
 
 
@@ -135,9 +135,11 @@ class Receiver:
         total = start + int(length) if length.isdigit() else self.pin.size
         note = {"url": self.url, "etag": reply.headers.get("ETag", "")}
         note_of(self.part).write_text(json.dumps(note), encoding="utf-8")
-        with self.part.open("r+b" if self.part.exists() else "wb") as file:
-            file.truncate(start)
-            done = file.seek(start)
+        with self.part.open("r+b" if start else "wb") as file:
+            done = start
+            if start:
+                file.seek(start)
+                file.truncate()
             for chunk in reply.iter_content(CHUNK):
                 done += file.write(chunk)
                 self.progress.update(done, total or None, self.name)

@@ -125,7 +125,7 @@ def _way() -> str:
 
 
 def answers(repo: str, *, within: float = 6.0) -> bool:
-    """Whether the Hub knows `repo`, found out in a few seconds whatever the network does.
+    """Whether the Hub really gives `repo`'s weights, found out in a few seconds at most.
 
     In a thread, because a resolver that does not answer holds up any time-out of the request.
     """
@@ -139,12 +139,19 @@ def answers(repo: str, *, within: float = 6.0) -> bool:
 
 
 def _asked(repo: str, within: float) -> bool:
+    """Ask for the first bytes of the weights.
+
+    They come from another host than the listing, which a company's proxy may well refuse, and a
+    portal that wants a sign-in answers with a page: a listing that arrives promises nothing.
+    """
     import requests
 
+    url = f"{endpoint()}/{repo}/resolve/{HuggingFace.revision}/model.safetensors"
+    limits = (within / 2, within)
     try:
-        url = f"{endpoint()}/api/models/{repo}/revision/{HuggingFace.revision}"
-        reply = requests.get(url, timeout=(within / 2, within))
-        # A portal that wants a sign-in answers 200 as well, but with a page.
-        return reply.ok and "sha" in reply.json()
-    except (requests.RequestException, ValueError):
+        with requests.get(
+            url, headers={"Range": "bytes=0-8"}, timeout=limits, stream=True
+        ) as reply:
+            return reply.ok and next(reply.iter_content(9), b"")[8:9] == b"{"
+    except requests.RequestException:
         return False

@@ -87,7 +87,7 @@ def snapshot(
     progress: Progress,
     trust_pickle: bool = False,
     refresh: bool = False,
-    retries: Sequence[float] = RETRIES,
+    retries: Sequence[float] | None = None,
 ) -> Snapshot:
     """The files of `repo` at `revision`, fetched unless they are here already."""
     root = home() / "models" / hub.kind / repo.replace("/", "--")
@@ -100,7 +100,7 @@ def snapshot(
     with held(root / "fetch.lock", lambda: progress.note(f"somebody else fetches {repo}; waiting")):
         if not path.is_dir():
             fetch = _Fetch(hub, repo, listing.commit, choose(listing.files, trust_pickle, repo))
-            fetch.into(path, progress, retries)
+            fetch.into(path, progress, RETRIES if retries is None else retries)
     _record(root, revision, listing.commit)
     return _snapshot(hub, repo, path)
 
