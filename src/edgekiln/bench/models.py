@@ -1,0 +1,93 @@
+"""A model directory of 2 GB with random weights: a Llama of about a thousand million numbers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from edgekiln.bench.kit import Context
+from edgekiln.progress import Silent
+
+# 16 layers of 2048: 2.0 GB in bfloat16 with the example's vocabulary of 49152.
+_SHAPE = {
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 18,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+}
+_SHARDS = 4
+
+
+def two_gigabytes(context: Context) -> Path:
+    """The directory; made once a run. Tokenizer and texts are the example's."""
+    place = context.scratch / "random-1b"
+    if (place / "config.json").is_file():
+        return place
+    from edgekiln.models import resolve
+
+    example = resolve("smollm2-135m-instruct", progress=Silent()).path
+    place.mkdir()
+    for file in example.iterdir():
+        if file.suffix in (".json", ".jinja") and "index" not in file.name:
+            shutil.copyfile(file, place / file.name)
+    config = {**json.loads((example / "config.json").read_text()), **_SHAPE}
+    config["torch_dtype"] = config["dtype"] = "bfloat16"
+    _weights(place, config)
+    (place / "config.json").write_text(json.dumps(config, indent=1))
+    return place
+
+
+def _weights(place: Path, config: dict[str, Any]) -> None:
+    """Shards and their index. A bfloat16 is the upper half of a float32."""
+    import numpy as np
+    from safetensors import serialize_file
+
+    shapes = _tensors(config)
+    names = sorted(shapes)
+    rng = np.random.default_rng(0)
+    where: dict[str, str] = {}
+    for number in range(_SHARDS):
+        file = f"model-{number + 1:05d}-of-{_SHARDS:05d}.safetensors"
+        tensors = {}
+        for name in names[number::_SHARDS]:
+            value = rng.standard_normal(shapes[name], dtype=np.float32) * np.float32(0.02)
+            if "norm" in name:
+                value = np.ones(shapes[name], dtype=np.float32)
+            upper = (value.view(np.uint32) >> 16).astype(np.uint16)
+            shape = list(value.shape)
+            tensors[name] = {"dtype": "bfloat16", "shape": shape, "data": upper.tobytes()}
+            where[name] = file
+        serialize_file(tensors, place / file, None)
+    index = {"metadata": {}, "weight_map": where}
+    (place / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def _tensors(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    hidden, wide = config["hidden_size"], config["intermediate_size"]
+    heads, kept, each = (
+        config["num_attention_heads"],
+        config["num_key_value_heads"],
+        config["head_dim"],
+    )
+    layer = {
+        "input_layernorm.weight": (hidden,),
+        "post_attention_layernorm.weight": (hidden,),
+        "self_attn.q_proj.weight": (heads * each, hidden),
+        "self_attn.k_proj.weight": (kept * each, hidden),
+        "self_attn.v_proj.weight": (kept * each, hidden),
+        "self_attn.o_proj.weight": (hidden, heads * each),
+        "mlp.gate_proj.weight": (wide, hidden),
+        "mlp.up_proj.weight": (wide, hidden),
+        "mlp.down_proj.weight": (hidden, wide),
+    }
+    shapes = {
+        f"model.layers.{i}.{name}": shape
+        for i in range(config["num_hidden_layers"])
+        for name, shape in layer.items()
+    }
+    embedding = (config["vocab_size"], hidden)
+    return {**shapes, "model.embed_tokens.weight": embedding, "model.norm.weight": (hidden,)}
