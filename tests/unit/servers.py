@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 
 @dataclass
@@ -89,12 +91,21 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+class Server(ThreadingHTTPServer):
+    """One that takes it calmly when a client hangs up."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
 @contextmanager
 def serving(site: Site, handler: type[Handler] = Handler) -> Iterator[Site]:
     """Serve `site` on a free port until the block ends."""
     bound = type("Bound", (handler,), {"site": site})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), bound)
-    server.daemon_threads = True
+    server = Server(("127.0.0.1", 0), bound)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     site.url = f"http://127.0.0.1:{server.server_address[1]}"
@@ -169,3 +180,41 @@ class HubHandler(Handler):
 
     def json(self, value: Any) -> None:
         self.reply(200, json.dumps(value).encode(), **{"Content-Type": "application/json"})
+
+
+class ModelScopeHandler(Handler):
+    """As much of ModelScope as its client needs: listings, and files by their FilePath."""
+
+    def do_GET(self) -> None:
+        address = urlsplit(self.path)
+        query = {key: values[0] for key, values in parse_qs(address.query).items()}
+        found = re.fullmatch(r"/api/v1/models/([\w.-]+/[\w.-]+)/repo(/files)?", address.path)
+        if found is None:
+            return super().do_GET()
+        prefix = f"/{found[1]}/"
+        if not any(path.startswith(prefix) for path in self.site.files):
+            return self.json(404, {"Code": 10010205001, "Message": "not exists", "Success": False})
+        if found[2]:
+            self.site.asked.append((self.command, address.path, ""))
+            return self.json(
+                200, {"Code": 200, "Success": True, "Data": {"Files": self.list(prefix)}}
+            )
+        path = prefix + query["FilePath"]
+        self.site.asked.append((self.command, path, self.headers.get("Range", "")))
+        self.file(path)
+
+    def list(self, prefix: str) -> list[dict[str, Any]]:
+        """The files of a repository as ModelScope lists them."""
+        return [
+            {
+                "Path": path.removeprefix(prefix),
+                "Size": len(body),
+                "Sha256": hashlib.sha256(body).hexdigest(),
+                "Type": "blob",
+            }
+            for path, body in self.site.files.items()
+            if path.startswith(prefix)
+        ]
+
+    def json(self, status: int, value: Any) -> None:
+        self.reply(status, json.dumps(value).encode(), **{"Content-Type": "application/json"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -57,6 +58,8 @@ def _api() -> Any:
         os.environ.setdefault("SSL_CERT_FILE", bundle)
     from huggingface_hub import HfApi
 
+    # It says when it resumes; the progress shows that already, and a line would tear it.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     return HfApi(endpoint=endpoint(), library_name="edgekiln")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,7 +73,9 @@ def _api() -> Any:
             why="the package modelscope-hub is not installed",
             remedy="run: python -m pip install 'modelscope-hub>=0.5', with kiln in its .venv",
         ) from error
-    return HubApi()
+    logging.getLogger("modelscope_hub").setLevel(logging.ERROR)
+    # Named here because the client remembers the first endpoint it saw in a process.
+    return HubApi(endpoint=os.environ.get("MODELSCOPE_ENDPOINT") or None)
 
 
 @contextmanager
