@@ -114,13 +114,11 @@ def images_list(c: Context) -> None:
 
 @task(name="build", positional=["name"], auto_shortflags=False)
 @cli.command
-def images_build(
-    c: Context, name: str, base: str = "", frozen: bool = False, no_cache: bool = False
-) -> None:
+def images_build(c: Context, name: str, base: str = "", frozen: bool = False) -> None:
     """Build an image from its lock, e.g. kiln images build mnn."""
     from edgekiln.commands import images_build as run
 
-    run(name, base=base or None, frozen=frozen, no_cache=no_cache)
+    run(name, base=base or None, frozen=frozen)
 
 
 @task(name="verify", positional=["name"], auto_shortflags=False)
@@ -143,14 +141,14 @@ def images_export(c: Context, name: str, to: str) -> None:
 
 @task(name="shell", positional=["name"], auto_shortflags=False)
 @cli.command
-def images_shell(c: Context, name: str, model: str = "") -> None:
-    """Open a shell in an image, with scripts/ and, if given, a model mounted.
+def images_shell(c: Context, name: str, folder: str = "") -> None:
+    """Open a shell in an image, with a folder (default: scripts/) at /work.
 
-    Example: kiln images shell mnn --model ~/models/Qwen3-1.7B
+    Example: kiln images shell mnn --folder ~/models/Qwen3-1.7B
     """
     from edgekiln.commands import images_shell as run
 
-    run(name, model=model)
+    run(name, folder=folder)
 
 
 @task(name="get", positional=["ref"], auto_shortflags=False)

@@ -61,14 +61,14 @@ def _state(engine: Engine, toolchain: Any) -> str:
     return units.size(found["Size"]) if found else "not built"
 
 
-def images_build(name: str, *, base: str | None, frozen: bool, no_cache: bool) -> None:
+def images_build(name: str, *, base: str | None, frozen: bool) -> None:
     """Build one image."""
     from edgekiln import images
     from edgekiln.toolchain import load_toolchain
 
     toolchain = load_toolchain(name, base=base)
     with _task(f"image {name}") as task:
-        images.build(_engine(), toolchain, task, frozen=frozen, no_cache=no_cache)
+        images.build(_engine(), toolchain, task, frozen=frozen)
     print(images.tag(toolchain))
 
 
@@ -77,7 +77,8 @@ def images_verify(name: str) -> None:
     from edgekiln import images
     from edgekiln.toolchain import load_toolchain
 
-    print(images.verify(_engine(), load_toolchain(name)), end="")
+    report = images.verify(_engine(), images.tag(load_toolchain(name)))
+    print("\n".join(f"{key:<12} {value}" for key, value in report.items()))
 
 
 def images_export(name: str, to: Path) -> None:
@@ -85,21 +86,23 @@ def images_export(name: str, to: Path) -> None:
     from edgekiln import images
     from edgekiln.toolchain import load_toolchain
 
-    with _task(f"export {name}") as task:
-        images.export(_engine(), load_toolchain(name), to, task)
+    with _task(f"export {name}"):
+        images.export(_engine(), load_toolchain(name), to)
     print(f"{to} ({units.size(to.stat().st_size)})")
 
 
-def images_shell(name: str, *, model: str) -> None:
+def images_shell(name: str, *, folder: str) -> None:
     """Hand the terminal to a shell in an image."""
     from edgekiln import images
     from edgekiln.toolchain import load_toolchain
 
-    mounts = {"/kiln/scripts": project() / "scripts"}
-    if model:
-        mounts["/in/model"] = Path(model).expanduser().resolve()
-    command = images.shell_command(_engine(), load_toolchain(name), mounts)
-    raise SystemExit(subprocess.run(command, check=False).returncode)
+    place = Path(folder).expanduser().resolve() if folder else project() / "scripts"
+    command, env = images.shell_command(_engine(), load_toolchain(name), place)
+    code = subprocess.run(command, env={**os.environ, **env}, check=False).returncode
+    if code:
+        from invoke.exceptions import Exit
+
+        raise Exit(code=code)
 
 
 def models_get(ref: str, *, refresh: bool, trust_pickle: bool) -> None:
