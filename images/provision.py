@@ -37,15 +37,22 @@ def main() -> int:
     for variable, path in (("SSL_CERT_FILE", args.ca), ("NETRC", args.netrc)):
         if path and path.is_file() and path.stat().st_size:
             env[variable] = str(path)
+    _say(f"{len(lock['wheels'])} wheels")
     _install(lock, args, env)
+    _say("timestamps")
     _settle(args.into)
+    _say("bytecode")
     _warm(args.into, lock["definition"].get("imports", []))
     report = {"wheels": installed_wheels(args.into), "debs": installed_debs(lock)}
     (args.into / "installed.json").write_text(json.dumps(report, sort_keys=True), encoding="utf-8")
     wrong = list(differences(lock["wheels"], report["wheels"]))
     for line in wrong:
-        print(f"provision: {line}", file=sys.stderr)
+        _say(line)
     return 1 if wrong else 0
+
+
+def _say(text: str) -> None:
+    print(f"provision: {text}", file=sys.stderr, flush=True)
 
 
 def _arguments() -> argparse.Namespace:

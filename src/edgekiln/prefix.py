@@ -1,0 +1,161 @@
+"""The native prefix: a toolchain's locked parts as a Python environment on this very machine.
+
+The same images/provision.py fills it as fills the images, from the same lock, and the image's
+own verify proves it. A virtual environment holds absolute paths, so it is built where it stays;
+a marker written last tells a whole one from one whose making was cut short.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekiln.errors import EngineError, ImageError
+from edgekiln.home import home, project
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from edgekiln.progress import Progress
+    from edgekiln.toolchain import Toolchain
+
+_MARKER = "complete"
+
+
+def prefix_path(toolchain: Toolchain) -> Path:
+    """Where the prefix lies: named by the lock and by the installer, as an image's tag is."""
+    how = hashlib.sha256(_provision().read_bytes()).hexdigest()
+    return home() / "prefixes" / f"{toolchain.name}-{toolchain.digest[:12]}-{how[:8]}"
+
+
+def prefix_python(toolchain: Toolchain) -> Path:
+    """The prefix's Python; there once `prefix_ready`."""
+    return prefix_path(toolchain) / "bin" / "python3"
+
+
+def prefix_ready(toolchain: Toolchain) -> bool:
+    """Whether the prefix is whole, and the Python it was made of still there."""
+    marker = prefix_path(toolchain) / _MARKER
+    return marker.is_file() and prefix_python(toolchain).exists()
+
+
+def build_prefix(toolchain: Toolchain, progress: Progress) -> Path:
+    """Fill the prefix unless it is whole already; returns its Python.
+
+    Raises EngineError where the toolchains' wheels cannot run (they are for Linux x86-64), and
+    ImageError where it cannot be filled.
+    """
+    from edgekiln.locking import held
+
+    refuse_elsewhere()
+    path = prefix_path(toolchain)
+    lock = home() / "locks" / f"prefix-{path.name}.lock"
+    with held(lock, lambda: progress.note(f"waiting: another edgekiln is filling {path.name}")):
+        if not prefix_ready(toolchain):
+            shutil.rmtree(path, ignore_errors=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _fill(toolchain, path, progress)
+            progress.update(0, None, "verify")
+            _verify(toolchain, path)
+            (path / _MARKER).write_text(toolchain.digest + "\n", encoding="utf-8")
+    return prefix_python(toolchain)
+
+
+def refuse_elsewhere() -> None:
+    """Raise EngineError unless this is Linux on x86-64, which the locked wheels are for."""
+    if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
+        raise EngineError(
+            "toolchains cannot be installed natively here",
+            why=f"their wheels are for Linux x86-64, this is {sys.platform} {platform.machine()}",
+            remedy="start Docker or Podman and use --executor docker",
+        )
+
+
+def _provision() -> Path:
+    return project() / "images" / "provision.py"
+
+
+def _fill(toolchain: Toolchain, path: Path, progress: Progress) -> None:
+    from edgekiln.pipconf import pip_settings, uv_environment
+    from edgekiln.places import answering
+    from edgekiln.pythons import find_python
+    from edgekiln.toolchain import folder
+    from edgekiln.uvtool import linux_uv
+    from edgekiln.wheels import find_local
+
+    pip = pip_settings()
+    env = uv_environment(pip)
+    if any(w.local and w.file not in find_local([w], pip) for w in toolchain.lock.wheels):
+        env["UV_INDEX"] = " ".join(
+            [*env.get("UV_INDEX", "").split(), *answering(toolchain.places, pip)]
+        )
+    uv = linux_uv(toolchain.lock.uv, pip, progress)
+    if pip.cert:
+        env["SSL_CERT_FILE"] = pip.cert
+    python = find_python(toolchain.python, uv, env, progress)
+    command = [sys.executable, str(_provision()), "--python", python, "--into", str(path)]
+    command += ["--lock", str(folder() / f"{toolchain.name}.lock.json"), "--uv", str(uv)]
+    command += ["--cache", str(home() / "uv")]
+    _run(command, env, path, progress)
+    for name, source in _kept(toolchain).items():
+        shutil.copyfile(source, path / name)
+
+
+def _kept(toolchain: Toolchain) -> dict[str, Path]:
+    """What lies beside the environment, as in an image."""
+    from edgekiln.toolchain import folder
+
+    verify = project() / "images" / toolchain.name / "verify"
+    return {"verify": verify, "lock.json": folder() / f"{toolchain.name}.lock.json"}
+
+
+def _run(command: list[str], env: Mapping[str, str], path: Path, progress: Progress) -> None:
+    """Run provision.py; settings travel in a file of their own, read by this user only."""
+    log = home() / "logs" / f"prefix-{path.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    settings = log.with_name(f".settings-{os.getpid()}.json")
+    settings.touch(mode=0o600)
+    settings.write_text(json.dumps(dict(env)), encoding="utf-8")
+    process = subprocess.Popen(
+        [*command, "--settings", str(settings)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+    )
+    assert process.stdout is not None
+    try:
+        with log.open("w", encoding="utf-8") as stream:
+            for line in process.stdout:
+                stream.write(line)
+                if line.startswith("provision: "):
+                    progress.update(0, None, line.partition(": ")[2].strip())
+        code = process.wait()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+        settings.unlink()
+    if code:
+        from edgekiln.images import reason
+
+        raise ImageError("the prefix could not be filled", why=reason(log), remedy=f"see {log}")
+
+
+def _verify(toolchain: Toolchain, path: Path) -> None:
+    """The image's own verify, run by the prefix's Python."""
+    command = [str(prefix_python(toolchain)), "-s", str(path / "verify")]
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "UV_", "PIP_"))}
+    done = subprocess.run(command, env=clean, capture_output=True, text=True, check=False)
+    if done.returncode:
+        why = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+        raise ImageError(f"the prefix {path.name} failed its verify", why=why)
