@@ -219,7 +219,9 @@ EXPORT = tuple(
     if not f.metadata["path"] and f.name not in ("max_quant_block", "trust_remote_code")
 )
 RUNTIME = tuple(f.name for f in fields(_Runtime))
-SPECULATIVE = tuple(f.name for f in fields(_Draft) if not f.name.startswith("draft_m"))
+SPECULATIVE = tuple(
+    f.name for f in fields(_Draft) if f.name not in ("draft_model", "draft_quant_bit")
+)
 # Options that name a file or folder, and the stage input each becomes.
 FILES = {
     "calib_data": "calib_data",
