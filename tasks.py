@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from invoke import Collection, Context, Task, task
+from invoke.collection import Collection
+from invoke.context import Context
+from invoke.tasks import Task, task
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 

@@ -194,7 +194,7 @@ def _make_ready(job: Job, planned: list[Planned], executor: Executor, reporter: 
             task = f"toolchain {name}"
             reporter.started(task, f"making it ready ({toolchain.summary})")
             try:
-                executor.prepare(toolchain, Task(reporter, task))
+                executor.prepare(toolchain, Task(reporter, task, "steps"))
             except KilnError:
                 reporter.ended(task, "failed", {})
                 raise

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekiln import units
-from edgekiln.errors import EngineError, KilnError, UsageError
+from edgekiln.errors import EngineError, KilnError, ToolchainError, UsageError
 from edgekiln.home import home, project
 from edgekiln.report import Reporter, Task, make_reporter, table
 
@@ -67,7 +67,7 @@ def images_build(name: str, *, base: str | None, frozen: bool) -> None:
     from edgekiln.toolchain import load_toolchain
 
     toolchain = load_toolchain(name, base=base)
-    with _task(f"image {name}") as task:
+    with _task(f"image {name}", "steps") as task:
         images.build(_engine(), toolchain, task, frozen=frozen)
     print(images.tag(toolchain))
 
@@ -150,6 +150,24 @@ def toolchains_show(name: str) -> None:
     wheels = [(w.name, w.version, f"sha256:{w.sha256}") for w in t.lock.wheels]
     debs = [(d.name, d.version, f"sha256:{d.sha256}") for d in t.lock.debs]
     print(table([*wheels, *debs], ("package", "version", "digest")))
+
+
+def toolchains_lock(name: str, *, check: bool) -> None:
+    """Lock a toolchain, or all of them; with `check` say what has drifted and change nothing."""
+    from edgekiln import relock
+    from edgekiln.toolchain import list_bases, list_toolchains
+
+    drifted = False
+    for each in [name] if name else [*list_bases(), *list_toolchains()]:
+        with _task(each) as task:
+            if not check:
+                print(relock.lock(each, task))
+                continue
+            found = relock.check(each, task)
+        drifted |= bool(found)
+        print("\n".join([f"{each}: {len(found)} drifted", *(f"  {line}" for line in found)]))
+    if drifted:
+        raise ToolchainError("not all is as it was locked", remedy="kiln toolchains lock NAME")
 
 
 def recipes_list() -> None:
@@ -276,12 +294,12 @@ def _try_engine() -> None:
 class _task:  # noqa: N801 - used as a function: with _task("image mnn") as task
     """A task shown on the terminal for the length of a with block."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, name: str, unit: str = "B") -> None:
+        self._name, self._unit = name, unit
         self._reporter: Reporter = make_reporter()
 
     def __enter__(self) -> Task:
-        return Task(self._reporter, self._name)
+        return Task(self._reporter, self._name, self._unit)
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if kind is None:

@@ -58,6 +58,11 @@ def list_toolchains() -> list[str]:
     return sorted(path.stem for path in folder().glob("*.yaml"))
 
 
+def list_bases() -> list[str]:
+    """The names of the bases that toolchains stand on."""
+    return sorted(path.stem for path in (folder() / "bases").glob("*.yaml"))
+
+
 def load_toolchain(name: str, *, base: str | None = None) -> Toolchain:
     """Read a toolchain and its lock. `base` puts it on another base: a name or an image.
 
