@@ -69,13 +69,13 @@ class Planner:
 
     def _path_digest(self, path: Path) -> str:
         if path not in self._paths:
-            task = f"read {path.name}"
+            task = "digests"
             told = False
 
             def tell(done: int, total: int) -> None:
                 nonlocal told
                 if not told and total > _WORTH_A_BAR:
-                    self._reporter.started(task, f"{units.size(total)} to hash, once")
+                    self._reporter.started(task, f"{units.size(total)} of {path} to hash, once")
                     told = True
                 if told:
                     self._reporter.progressed(task, done, total, "B", "")
