@@ -16,29 +16,33 @@ from edgekiln import cli
 from edgekiln.backends import option_specs
 
 _OPTIONS = option_specs()
+_DEBUG = {"debug": "show Python's traceback when something fails"}
 _COMMON = {
-    "debug": "show the traceback of an error",
-    "json": "one JSON event a line, for CI",
-    "quiet": "results and errors only",
+    **_DEBUG,
+    "json": "print one JSON event a line on standard output, for CI (docs/ci.md)",
+    "quiet": "print results and errors only",
 }
+_PICKLE = {"trust-pickle": "accept weights in pickle files: opening one can run code"}
+_MODEL = "a directory, a Hub id org/name@revision, modelscope:org/name, or smollm2-135m-instruct"
+_TOOLCHAIN = {"name": "the toolchain, as `kiln toolchains list` names it"}
 
 
 @task(
     auto_shortflags=False,
     help={
         **_COMMON,
-        "backend": "mnn (see `kiln recipes list` for ready builds)",
-        "model": "a directory, a Hub id org/name@revision, modelscope:org/name, or an example",
+        **_PICKLE,
+        "backend": "the runtime to build for: mnn. This or --recipe must be given",
+        "model": f"{_MODEL} (the last is the default)",
         "recipe": "a ready build: a name from `kiln recipes list` or a YAML file of your own",
         "preset": "a named set of options: default, precision, memory, extreme-speed",
         "executor": "auto (docker where an engine answers, else native), docker, native",
         "memory-limit": "the most a stage may use, e.g. 12g (default: what is free, less a reserve)",
         "out": "where the bundle goes (default: build/MODEL/BACKEND)",
-        "base": "put the toolchains on another base: a name of ours or an image",
-        "dry-run": "show the plan and what it needs; make nothing",
-        "force": "go on although doctor would refuse",
-        "refresh": "look up a Hub model's newest commit again",
-        "trust-pickle": "accept weights in pickle files (they can run code)",
+        "base": "build the images on another base: debian-12, or any image the engine can have",
+        "dry-run": "show the plan and what it needs; make nothing (a model is still fetched)",
+        "force": "start although memory or disk look too small",
+        "refresh": "ask the Hub again which commit the model's branch is at",
         **cli.option_help(_OPTIONS),
     },
 )
@@ -93,19 +97,29 @@ def build(
         (show if dry_run else run)(what, how, reporter)
 
 
-@task(help={"backend": "the build to look at, as for `kiln build`"}, auto_shortflags=False)
+@task(
+    help={
+        **_DEBUG,
+        "backend": "the backend of the build to look at (default: mnn)",
+        "model": f"the model of the build: {_MODEL}",
+        "recipe": "look at this recipe's build: a name from `kiln recipes list` or a YAML file",
+    },
+    auto_shortflags=False,
+)
 @cli.command
 def doctor(c: Context, backend: str = "mnn", model: str = "", recipe: str = "") -> None:
     """Say what a build needs and whether this machine has it.
 
-    Example: kiln doctor --recipe qwen3-1.7b-mnn
+    Examples:
+      kiln doctor
+      kiln doctor --recipe qwen3-1.7b-mnn
     """
     from edgekiln.commands import doctor as run
 
     run(backend=backend, model=model, recipe=recipe)
 
 
-@task(name="list", auto_shortflags=False)
+@task(name="list", help=_DEBUG, auto_shortflags=False)
 @cli.command
 def images_list(c: Context) -> None:
     """List the toolchains' images and whether they are built."""
@@ -114,34 +128,78 @@ def images_list(c: Context) -> None:
     run()
 
 
-@task(name="build", positional=["name"], auto_shortflags=False)
+@task(
+    name="build",
+    positional=["name"],
+    help={
+        **_DEBUG,
+        **_TOOLCHAIN,
+        "base": "build on another base: debian-12, or any image the engine can have",
+        "frozen": "refuse packages of the distribution that are not exactly the locked ones",
+    },
+    auto_shortflags=False,
+)
 @cli.command
 def images_build(c: Context, name: str, base: str = "", frozen: bool = False) -> None:
-    """Build an image from its lock, e.g. kiln images build mnn."""
+    """Build an image from its lock, run its verify, and tag it; nothing if it is there.
+
+    `kiln build` does this by itself where an image is missing.
+
+    Example: kiln images build mnn
+    """
     from edgekiln.commands import images_build as run
 
     run(name, base=base or None, frozen=frozen)
 
 
-@task(name="verify", positional=["name"], auto_shortflags=False)
+@task(
+    name="verify",
+    positional=["name"],
+    help={**_DEBUG, **_TOOLCHAIN},
+    auto_shortflags=False,
+)
 @cli.command
 def images_verify(c: Context, name: str) -> None:
-    """Run images/NAME/verify inside the finished image: it proves what the image is for."""
+    """Run images/NAME/verify inside the finished image: it proves what the image is for.
+
+    Example: kiln images verify mnn
+    """
     from edgekiln.commands import images_verify as run
 
     run(name)
 
 
-@task(name="export", positional=["name"], auto_shortflags=False)
+@task(
+    name="export",
+    positional=["name"],
+    help={
+        **_DEBUG,
+        **_TOOLCHAIN,
+        "to": "the tar file to write; `docker load` takes it on another machine",
+    },
+    auto_shortflags=False,
+)
 @cli.command
 def images_export(c: Context, name: str, to: str) -> None:
-    """Write an image to a tar file, e.g. kiln images export mnn --to mnn.tar."""
+    """Write an image to a tar file.
+
+    Example: kiln images export mnn --to mnn.tar
+    """
     from edgekiln.commands import images_export as run
 
     run(name, Path(to))
 
 
-@task(name="shell", positional=["name"], auto_shortflags=False)
+@task(
+    name="shell",
+    positional=["name"],
+    help={
+        **_DEBUG,
+        **_TOOLCHAIN,
+        "folder": "the folder of this machine to find at /work (default: scripts/)",
+    },
+    auto_shortflags=False,
+)
 @cli.command
 def images_shell(c: Context, name: str, folder: str = "") -> None:
     """Open a shell in an image, with a folder (default: scripts/) at /work.
@@ -153,25 +211,49 @@ def images_shell(c: Context, name: str, folder: str = "") -> None:
     run(name, folder=folder)
 
 
-@task(name="get", positional=["ref"], auto_shortflags=False)
+@task(
+    name="get",
+    positional=["ref"],
+    help={
+        **_DEBUG,
+        **_PICKLE,
+        "ref": _MODEL,
+        "refresh": "ask the Hub again which commit the model's branch is at",
+    },
+    auto_shortflags=False,
+)
 @cli.command
 def models_get(c: Context, ref: str, refresh: bool = False, trust_pickle: bool = False) -> None:
-    """Fetch a model and check it, e.g. kiln models get Qwen/Qwen3-1.7B."""
+    """Fetch a model and check it.
+
+    Examples:
+      kiln models get smollm2-135m-instruct
+      kiln models get Qwen/Qwen3-1.7B
+      kiln models get modelscope:Qwen/Qwen3-1.7B
+    """
     from edgekiln.commands import models_get as run
 
     run(ref, refresh=refresh, trust_pickle=trust_pickle)
 
 
-@task(name="show", positional=["ref"], auto_shortflags=False)
+@task(
+    name="show",
+    positional=["ref"],
+    help={**_DEBUG, **_PICKLE, "ref": f"{_MODEL}; fetched first if it is not here"},
+    auto_shortflags=False,
+)
 @cli.command
 def models_show(c: Context, ref: str, trust_pickle: bool = False) -> None:
-    """Say what a model is: family, sizes, weights, tokenizer."""
+    """Say what a model is: family, sizes, weights. Checks it as a build would.
+
+    Example: kiln models show ~/models/Qwen3-1.7B
+    """
     from edgekiln.commands import models_get as run
 
     run(ref, refresh=False, trust_pickle=trust_pickle)
 
 
-@task(name="list", auto_shortflags=False)
+@task(name="list", help=_DEBUG, auto_shortflags=False)
 @cli.command
 def toolchains_list(c: Context) -> None:
     """List the toolchains and what they hold."""
@@ -180,19 +262,37 @@ def toolchains_list(c: Context) -> None:
     run()
 
 
-@task(name="show", positional=["name"], auto_shortflags=False)
+@task(
+    name="show",
+    positional=["name"],
+    help={**_DEBUG, **_TOOLCHAIN},
+    auto_shortflags=False,
+)
 @cli.command
 def toolchains_show(c: Context, name: str) -> None:
-    """Show everything a toolchain pins: base, packages, wheels, digests."""
+    """Show everything a toolchain pins: base, packages, wheels, digests.
+
+    Example: kiln toolchains show mnn
+    """
     from edgekiln.commands import toolchains_show as run
 
     run(name)
 
 
-@task(name="lock", auto_shortflags=False)
+@task(
+    name="lock",
+    help={
+        **_DEBUG,
+        "name": "one toolchain or base, e.g. mnn or debian-12 (default: all of them)",
+        "check": "change nothing; say what has drifted, and leave with 4 if anything has",
+    },
+    auto_shortflags=False,
+)
 @cli.command
 def toolchains_lock(c: Context, name: str = "", check: bool = False) -> None:
     """Make a toolchain's lock anew; with --check only say what has drifted.
+
+    A lock is made after toolchains/NAME.yaml was changed. docs/images-and-locks.md says more.
 
     Examples:
       kiln toolchains lock mnn
@@ -203,7 +303,7 @@ def toolchains_lock(c: Context, name: str = "", check: bool = False) -> None:
     run(name, check=check)
 
 
-@task(name="list", auto_shortflags=False)
+@task(name="list", help=_DEBUG, auto_shortflags=False)
 @cli.command
 def recipes_list(c: Context) -> None:
     """List the ready builds."""
@@ -212,16 +312,24 @@ def recipes_list(c: Context) -> None:
     run()
 
 
-@task(name="show", positional=["name"], auto_shortflags=False)
+@task(
+    name="show",
+    positional=["name"],
+    help={**_DEBUG, "name": "a name from `kiln recipes list`, or a YAML file of your own"},
+    auto_shortflags=False,
+)
 @cli.command
 def recipes_show(c: Context, name: str) -> None:
-    """Show a recipe with every option it comes to, e.g. kiln recipes show qwen3-1.7b-mnn."""
+    """Show a recipe with every option it comes to; a star marks what is not the default.
+
+    Example: kiln recipes show qwen3-1.7b-mnn
+    """
     from edgekiln.commands import recipes_show as run
 
     run(name)
 
 
-@task(name="list", auto_shortflags=False)
+@task(name="list", help=_DEBUG, auto_shortflags=False)
 @cli.command
 def store_list(c: Context) -> None:
     """List finished stages: what, when, how large."""
@@ -230,10 +338,19 @@ def store_list(c: Context) -> None:
     run()
 
 
-@task(name="gc", auto_shortflags=False)
+@task(
+    name="gc",
+    help={
+        **_DEBUG,
+        "days": "remove what no build has used for this many days (default: 30)",
+        "everything": "remove all finished stages, whenever they were used",
+        "dry-run": "say what would go; remove nothing",
+    },
+    auto_shortflags=False,
+)
 @cli.command
 def store_gc(c: Context, days: int = 30, everything: bool = False, dry_run: bool = False) -> None:
-    """Remove finished stages that were not used for a while.
+    """Remove finished stages that were not used for a while; bundles and models stay.
 
     Examples:
       kiln store gc --dry-run
@@ -245,16 +362,20 @@ def store_gc(c: Context, days: int = 30, everything: bool = False, dry_run: bool
     run(days=days, everything=everything, dry_run=dry_run)
 
 
-@task(name="up", auto_shortflags=False)
+@task(name="up", help=_DEBUG, auto_shortflags=False)
 @cli.command
 def engine_up(c: Context) -> None:
-    """Install and start a container engine (root on Debian or Ubuntu: docker.io)."""
+    """Install and start a container engine (root on Debian or Ubuntu: docker.io).
+
+    It goes on running when the command has ended; `kiln engine down` stops it. Where an engine
+    answers already, that one is named and nothing is done.
+    """
     from edgekiln.commands import engine_up as run
 
     run()
 
 
-@task(name="show", auto_shortflags=False)
+@task(name="show", help=_DEBUG, auto_shortflags=False)
 @cli.command
 def engine_show(c: Context) -> None:
     """Say which container engine answers, or why none does."""
@@ -263,16 +384,24 @@ def engine_show(c: Context) -> None:
     run()
 
 
-@task(name="down", auto_shortflags=False)
+@task(name="down", help=_DEBUG, auto_shortflags=False)
 @cli.command
 def engine_down(c: Context) -> None:
-    """Stop the engine that `kiln engine up` started."""
+    """Stop the engine that `kiln engine up` started, and no other."""
     from edgekiln.commands import engine_down as run
 
     run()
 
 
-@task(auto_shortflags=False)
+@task(
+    help={
+        **_DEBUG,
+        "path": "a folder or file under tests/, or FILE::TEST (default: all tests)",
+        "unit": "only the tests that need no container engine and no toolchain",
+        "args": "further arguments for pytest, in quotes",
+    },
+    auto_shortflags=False,
+)
 @cli.command
 def test(c: Context, path: str = "", unit: bool = False, args: str = "") -> None:
     """Run the tests.
@@ -290,12 +419,26 @@ def test(c: Context, path: str = "", unit: bool = False, args: str = "") -> None
     run_tests(select=path, unit=unit, args=args)
 
 
-@task(auto_shortflags=False)
+@task(
+    help={
+        **_DEBUG,
+        "only": "one measurement by its name; a name there is not lists them all",
+        "repeat": "how often each is taken; the median is shown (default: 5)",
+        "json": "write the figures, with every sample, into this file",
+    },
+    auto_shortflags=False,
+)
 @cli.command
 def bench(c: Context, only: str = "", repeat: int = 5, json: str = "") -> None:
-    """Measure: medians of ratios in one run; --only NAME for one of them, --json FILE to keep.
+    """Measure what edgekiln itself costs: each figure is a median, with its spread.
 
-    Example: kiln bench --only nothing-to-do
+    Measurements: nothing-to-do, stat-index, side-by-side, overhead, image. They take minutes
+    and want a machine that does nothing else.
+
+    Examples:
+      kiln bench
+      kiln bench --only nothing-to-do --repeat 3
+      kiln bench --json bench.json
     """
     from edgekiln.bench import run
 
