@@ -37,7 +37,7 @@ _TOOLCHAIN = {"name": "the toolchain, as `kiln toolchains list` names it"}
         "recipe": "a ready build: a name from `kiln recipes list` or a YAML file of your own",
         "preset": "a named set of options: default, precision, memory, extreme-speed",
         "executor": "auto (docker where an engine answers, else native), docker, native",
-        "memory-limit": "the most a stage may use, e.g. 12g (default: what is free, less a reserve)",
+        "memory-limit": "the most a stage may use, e.g. 12g (default: what is free, less 768 MB)",
         "out": "where the bundle goes (default: build/MODEL/BACKEND)",
         "base": "build the images on another base: debian-12, or any image the engine can have",
         "dry-run": "show the plan and what it needs; make nothing (a model is still fetched)",
@@ -74,11 +74,10 @@ def build(
       kiln build --recipe qwen3-1.7b-mnn-extreme-speed --dry-run
       kiln build --backend mnn --quant-bit 8 --no-hqq --backend-type opencl
     """
-    from edgekiln.recipe import make_recipe
-
     from edgekiln.build import Settings
     from edgekiln.build import build as run
     from edgekiln.build import dry_run as show
+    from edgekiln.recipe import make_recipe
     from edgekiln.units import parse_size
 
     with cli.reporting(quiet=quiet, as_json=json, debug=debug) as reporter:
