@@ -110,7 +110,7 @@ def _settle(into: Path) -> None:
     """Give every file and folder the one moment."""
     for folder, _, names in os.walk(into, topdown=False):
         for name in names:
-            os.utime(os.path.join(folder, name), (EPOCH, EPOCH), follow_symlinks=False)
+            os.utime(f"{folder}/{name}", (EPOCH, EPOCH), follow_symlinks=False)
         os.utime(folder, (EPOCH, EPOCH))
 
 

@@ -8,11 +8,12 @@ the distribution's own archive is used.
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+
+from edgekiln.calls import call
 
 _COMPONENTS = {"debian": ("main",), "ubuntu": ("main", "universe")}
 _CARRIED = ("Acquire::http::", "Acquire::https::", "Acquire::Retries", "Acquire::ForceIPv")
@@ -71,7 +72,7 @@ def apt_settings(
 def _options() -> tuple[tuple[str, str], ...]:
     if not shutil.which("apt-config"):
         return ()
-    done = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=False)
+    done = call(["apt-config", "dump"])
     found = []
     for line in done.stdout.splitlines():
         key, _, value = line.rstrip(";").partition(" ")
@@ -86,7 +87,7 @@ def _sources(distribution: str, release: str) -> Iterator[str]:
         return
     form = "$(CREATED_BY) $(REPO_URI) $(RELEASE) $(COMPONENT)"
     command = ["apt-get", "indextargets", "--no-release-info", "--format", form]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = call(command)
     suites = [release, *(f"{release}{part}" for part in ("-updates", "-security"))]
     seen = set()
     for line in done.stdout.splitlines():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 
-from edgekiln.errors import ImageError
+from edgekiln.calls import call, last_words
+from edgekiln.errors import ImageError, KilnError
 
 
 def can_install() -> bool:
@@ -15,14 +15,11 @@ def can_install() -> bool:
     return sys.platform == "linux" and bool(shutil.which("apt-get")) and os.geteuid() == 0
 
 
-def install(packages: list[str], error: type[ImageError] = ImageError) -> None:
+def install(packages: list[str], error: type[KilnError] = ImageError) -> None:
     """Install without recommends. Raises `error` with apt's own last words."""
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for command in (["update", "-q"], ["install", "-q", "-y", "--no-install-recommends", *packages]):
-        done = subprocess.run(
-            ["apt-get", *command], env=env, capture_output=True, text=True, check=False
-        )
-        if done.returncode and command[0] == "install":
-            said = [line for line in done.stderr.splitlines() if line.startswith("E:")]
-            why = (said or done.stderr.splitlines() or ["apt-get failed"])[-1]
-            raise error(f"apt could not install {' '.join(packages)}", why=why)
+    # A mirror's passing fault in update need not matter: install says whether it did.
+    call(["apt-get", "update", "-q"], env=env)
+    done = call(["apt-get", "install", "-q", "-y", "--no-install-recommends", *packages], env=env)
+    if done.returncode:
+        raise error(f"apt could not install {' '.join(packages)}", why=last_words(done))

@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekiln.aptconf import AptSettings, apt_settings
 from edgekiln.buildcli import build_environment
+from edgekiln.calls import call, last_words
 from edgekiln.errors import ImageError
 from edgekiln.home import home
 from edgekiln.lock import BaseDefinition, BaseLock, Deb
@@ -24,8 +26,10 @@ from edgekiln.toolchain import Base
 if TYPE_CHECKING:
     from edgekiln.engine import Engine
 
-# Registry or not is decided within this time; only an answer makes a longer pull worth it.
-_PATIENCE = 8
+# Registry or not is decided within this time, in seconds; one that answered may take longer.
+_PATIENCE = 8.0
+# What docker and podman say once the registry has sent the manifest.
+_ANSWERED = ("Pulling from", "Copying blob", "Getting image source")
 # Every file of a base is of one moment (provision.py has the same): 2025-01-01.
 EPOCH = 1735689600
 
@@ -121,28 +125,37 @@ def _by_digest(pinned: str) -> str:
 
 
 def _pull(engine: Engine, reference: str, progress: Progress) -> bool:
-    """Whether the registry answers in time and sends the image."""
+    """Whether the registry answers in time and sends the image; once it answers, it has time."""
     if engine.image(reference):
         return True
     progress.update(0, None, f"asking the registry for {reference.partition('@')[0]}")
-    command = [*_cli(engine), "pull", "--quiet", reference]
-    env = build_environment(engine.url)
-    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [*engine.cli, "pull", reference],
+        env=build_environment(engine.url),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    give_up = threading.Timer(_PATIENCE, process.kill)
+    give_up.start()
     try:
-        return process.wait(timeout=_PATIENCE) == 0
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        return False
-
-
-def _cli(engine: Engine) -> tuple[str, ...]:
-    return engine.cli
+        assert process.stdout is not None
+        for line in process.stdout:
+            if any(mark in line for mark in _ANSWERED):
+                give_up.cancel()
+        return process.wait() == 0
+    finally:
+        give_up.cancel()
+        if process.poll() is None:
+            process.kill()
+            process.wait()
 
 
 def _tag(engine: Engine, source: str, target: str) -> None:
-    command = [*_cli(engine), "tag", source, target]
-    subprocess.run(command, env=build_environment(engine.url), check=True)
+    done = call([*engine.cli, "tag", source, target], env=build_environment(engine.url))
+    if done.returncode:
+        raise ImageError(f"{source} cannot be tagged", why=last_words(done))
 
 
 def _from_packages(
@@ -150,11 +163,10 @@ def _from_packages(
 ) -> ReadyBase:
     with tempfile.TemporaryDirectory(prefix="edgekiln-base-") as scratch:
         made = bootstrap(lock.definition, Path(scratch), progress)
-        command = [*_cli(engine), "import", "--change", 'CMD ["bash"]', str(made.tar), reference]
-        env = build_environment(engine.url)
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        command = [*engine.cli, "import", "--change", 'CMD ["bash"]', str(made.tar), reference]
+        done = call(command, env=build_environment(engine.url))
         if done.returncode:
-            raise ImageError("the engine did not take the base", why=_last(done.stderr))
+            raise ImageError("the engine did not take the base", why=last_words(done))
     return ReadyBase(
         reference=reference,
         origin=f"mmdebstrap {lock.definition.release} {base.digest}",
@@ -193,12 +205,10 @@ def bootstrap(what: BaseDefinition, scratch: Path, progress: Progress) -> Bootst
     command = _mmdebstrap(what, scratch, apt)
     progress.update(0, None, f"mmdebstrap {what.release}")
     env = {**os.environ, "SOURCE_DATE_EPOCH": str(EPOCH), "TMPDIR": str(scratch)}
-    done = subprocess.run(
-        command, env=env, input=apt.sources, capture_output=True, text=True, check=False
-    )
+    done = call(command, env=env, input=apt.sources)
     if done.returncode:
         remedy = f"see that apt can reach an archive with {what.release}"
-        raise ImageError("mmdebstrap failed", why=_last(done.stderr), remedy=remedy)
+        raise ImageError("mmdebstrap failed", why=last_words(done), remedy=remedy)
     return Bootstrapped(
         tar=scratch / "base.tar",
         debs=tuple(parse_records((scratch / "debs").read_text(encoding="utf-8"))),
@@ -261,10 +271,3 @@ def _need_mmdebstrap(progress: Progress) -> None:
     from edgekiln.aptrun import install
 
     install(["mmdebstrap", "debian-archive-keyring"])
-
-
-def _last(text: str) -> str:
-    """The last line with something in it, or the first that names an error."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith(("E:", "Error", "error"))]
-    return (errors or lines or ["it said nothing"])[-1][:300]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
+from edgekiln.calls import call
 from edgekiln.errors import EngineError
 
 
@@ -25,7 +26,7 @@ def build_cli(kind: str, url: str) -> tuple[str, ...]:
     told = []
     for docker in _on_path("docker"):
         version = _said([docker, "version", "--format", "{{.Client.Version}}"], url)
-        if has_buildkit(version, lambda docker=docker: _buildx(docker, url)):
+        if has_buildkit(version, partial(_buildx, docker, url)):
             return (docker,)
         told.append(f"{docker} is {version.strip() or 'not answering'} without buildx")
     raise EngineError(
@@ -68,8 +69,5 @@ def _buildx(docker: str, url: str) -> bool:
 
 def _said(command: list[str], url: str) -> str:
     env: Mapping[str, str] = build_environment(url)
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
+    done = call(command, env=env, timeout=30)
     return done.stdout if done.returncode == 0 else ""

@@ -15,8 +15,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote, urlsplit
+
+if TYPE_CHECKING:
+    from edgekiln.progress import Progress
 
 _PATIENCE = 5.0
 
@@ -170,7 +173,7 @@ def _through_docker_py(url: str, path: str) -> Any | None:
 
     try:
         client = docker.APIClient(
-            base_url=url, timeout=_PATIENCE, use_ssh_client=True, tls=_tls(), version="auto"
+            base_url=url, timeout=int(_PATIENCE), use_ssh_client=True, tls=_tls(), version="auto"
         )
         try:
             answer = client.get(client.base_url + path)
@@ -204,14 +207,14 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def up(progress: Any) -> Engine:
+def up(progress: Progress) -> Engine:
     """Bring an engine up where none answers; see engineup."""
     from edgekiln import engineup
 
     return engineup.up(progress)
 
 
-def down(progress: Any) -> None:
+def down(progress: Progress) -> None:
     """Stop the engine that `up` started; see engineup."""
     from edgekiln import engineup
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
+from edgekiln.calls import call, last_words
 from edgekiln.errors import EngineError, ImageError, nearest
 from edgekiln.home import home, project
 
@@ -51,9 +54,7 @@ def exists(engine: Engine, toolchain: Toolchain) -> bool:
     return engine.image(tag(toolchain)) is not None
 
 
-def build(
-    engine: Engine, toolchain: Toolchain, progress: Progress, *, frozen: bool = False
-) -> str:
+def build(engine: Engine, toolchain: Toolchain, progress: Progress, *, frozen: bool = False) -> str:
     """Build, verify and tag the image, unless it is there; returns its tag.
 
     `frozen` refuses packages of the distribution that are newer than the locked ones. Raises
@@ -104,8 +105,7 @@ def verify(engine: Engine, image: str) -> dict[str, Any]:
     words = ["run", "--rm", *limits, "--security-opt", "no-new-privileges"]
     done = _engine_call(engine, [*words, image, "/opt/edgekiln/verify", "--json"])
     if done.returncode:
-        why = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
-        raise ImageError(f"{image} failed its verify", why=why)
+        raise ImageError(f"{image} failed its verify", why=last_words(done))
     report: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return report
 
@@ -121,8 +121,6 @@ def drift(engine: Engine, toolchain: Toolchain) -> list[str]:
 def list_images(engine: Engine) -> list[dict[str, Any]]:
     """Every image of ours in the engine: tag, id, size in bytes, when it was made."""
     wanted = json.dumps({"label": ["io.edgekiln.toolchain"]})
-    from urllib.parse import quote
-
     found = engine.get(f"/images/json?filters={quote(wanted)}") or []
     return [
         {"tag": name, "id": image["Id"], "size": image["Size"], "created": image["Created"]}
@@ -139,11 +137,13 @@ def export(engine: Engine, toolchain: Toolchain, target: Path) -> Path:
         raise ImageError(f"{name} is not built", remedy=remedy)
     fresh = target.with_name(target.name + ".part")
     _quiet(engine, ["save", "--output", str(fresh), name])
-    os.replace(fresh, target)
+    fresh.replace(target)
     return target
 
 
-def shell_command(engine: Engine, toolchain: Toolchain, folder: Path) -> tuple[list[str], Mapping[str, str]]:
+def shell_command(
+    engine: Engine, toolchain: Toolchain, folder: Path
+) -> tuple[list[str], Mapping[str, str]]:
     """The command (and its environment) of a shell in the image, with `folder` at /work."""
     from edgekiln.buildcli import build_environment
 
@@ -209,13 +209,13 @@ def _call_build(
 
 def step_of(line: str) -> tuple[int, int, str] | None:
     """(number, of how many, what) from a builder's line such as `#7 [3/5] RUN …`."""
-    import re
-
     found = re.match(r"(?:#\d+ \[(?:\S+ )?(\d+)/(\d+)\]|STEP (\d+)/(\d+):) ?(.*)", line)
     if found is None:
         return None
     number, count = (int(found[1] or found[3]), int(found[2] or found[4]))
-    what = "provision.py" if "provision.py" in found[5] else "apt" if "apt-install" in found[5] else ""
+    what = (
+        "provision.py" if "provision.py" in found[5] else "apt" if "apt-install" in found[5] else ""
+    )
     return number - 1, count, what or found[5].split(" ")[0]
 
 
@@ -223,7 +223,15 @@ def reason(log: Path) -> str:
     """The line of a build's log that says why it ended."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8").splitlines()]
     lines = [line.partition(" ")[2] if line.startswith("#") else line for line in lines]
-    for mark in ("apt-install:", "E: ", "provision:", "error:", "Error: ", "No space left", "ERROR"):
+    for mark in (
+        "apt-install:",
+        "E: ",
+        "provision:",
+        "error:",
+        "Error: ",
+        "No space left",
+        "ERROR",
+    ):
         for line in reversed(lines):
             if mark in line:
                 return line[line.index(mark) :][:300]
@@ -245,13 +253,10 @@ def _relabel(engine: Engine, image: str, labels: Mapping[str, str], log: Path) -
 def _quiet(engine: Engine, words: list[str], *, check: bool = True) -> None:
     done = _engine_call(engine, words)
     if check and done.returncode:
-        why = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise EngineError(f"{engine.kind} {words[0]} failed", why=why)
+        raise EngineError(f"{engine.kind} {words[0]} failed", why=last_words(done))
 
 
 def _engine_call(engine: Engine, words: list[str]) -> subprocess.CompletedProcess[str]:
     from edgekiln.buildcli import build_environment
 
-    env = build_environment(engine.url)
-    command = [*engine.cli, *words]
-    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    return call([*engine.cli, *words], env=build_environment(engine.url))

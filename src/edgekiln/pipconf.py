@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import ast
 import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+from edgekiln.calls import call
 
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 _SECTIONS = ("global", "install", "download", ":env:")  # later ones win, as in pip
@@ -98,7 +99,7 @@ def pip_config_list() -> str:
             if key.startswith("PIP_")
         )
     env = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    done = subprocess.run([*command, "config", "list"], capture_output=True, text=True, env=env)
+    done = call([*command, "config", "list"], env=env)
     return done.stdout if done.returncode == 0 else ""
 
 

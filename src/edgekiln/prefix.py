@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgekiln.calls import call, last_words
 from edgekiln.errors import EngineError, ImageError
 from edgekiln.home import home, project
 
@@ -83,19 +84,16 @@ def _provision() -> Path:
 
 
 def _fill(toolchain: Toolchain, path: Path, progress: Progress) -> None:
-    from edgekiln.pipconf import pip_settings, uv_environment
-    from edgekiln.places import answering
+    from edgekiln.pipconf import pip_settings
     from edgekiln.pythons import find_python
+    from edgekiln.stagecontext import indexes
     from edgekiln.toolchain import folder
     from edgekiln.uvtool import linux_uv
     from edgekiln.wheels import find_local
 
     pip = pip_settings()
-    env = uv_environment(pip)
-    if any(w.local and w.file not in find_local([w], pip) for w in toolchain.lock.wheels):
-        env["UV_INDEX"] = " ".join(
-            [*env.get("UV_INDEX", "").split(), *answering(toolchain.places, pip)]
-        )
+    unusual = [wheel for wheel in toolchain.lock.wheels if wheel.local]
+    env = indexes(toolchain, set(find_local(unusual, pip)), pip, remote_only=False)
     uv = linux_uv(toolchain.lock.uv, pip, progress)
     if pip.cert:
         env["SSL_CERT_FILE"] = pip.cert
@@ -155,7 +153,6 @@ def _verify(toolchain: Toolchain, path: Path) -> None:
     """The image's own verify, run by the prefix's Python."""
     command = [str(prefix_python(toolchain)), "-s", str(path / "verify")]
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "UV_", "PIP_"))}
-    done = subprocess.run(command, env=clean, capture_output=True, text=True, check=False)
+    done = call(command, env=clean)
     if done.returncode:
-        why = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
-        raise ImageError(f"the prefix {path.name} failed its verify", why=why)
+        raise ImageError(f"the prefix {path.name} failed its verify", why=last_words(done))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from edgekiln.aptrun import can_install, install
+from edgekiln.calls import call
 from edgekiln.errors import ImageError
 from edgekiln.home import home
 from edgekiln.progress import Progress
@@ -51,10 +51,7 @@ def _is(path: str, minor: str) -> bool:
     if not path or not os.access(path, os.X_OK):
         return False
     says = "import sys; print(sys.implementation.name, '%d.%d' % sys.version_info[:2])"
-    try:
-        done = subprocess.run([path, "-I", "-c", says], capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return False
+    done = call([path, "-I", "-c", says], timeout=30)
     return done.returncode == 0 and done.stdout.split() == ["cpython", minor]
 
 
@@ -63,9 +60,5 @@ def _uv(uv: Path, words: list[str], env: Mapping[str, str]) -> str | None:
     kept |= {"UV_HTTP_TIMEOUT": "15", "UV_PYTHON_PREFERENCE": "managed"}
     kept["UV_CACHE_DIR"] = str(home() / "uv")
     options = ["--no-python-downloads"] if words[0] == "find" else ["--quiet"]
-    command = [str(uv), "python", *words, *options]
-    try:
-        done = subprocess.run(command, env=kept, capture_output=True, text=True, timeout=_PATIENCE)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
+    done = call([str(uv), "python", *words, *options], env=kept, timeout=_PATIENCE)
     return done.stdout.strip() if done.returncode == 0 else None

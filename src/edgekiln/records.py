@@ -10,7 +10,7 @@ import dataclasses
 import types
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from edgekiln.errors import ToolchainError, nearest
 
@@ -26,7 +26,7 @@ def field(help: str, **kwargs: Any) -> Any:
 
 
 @cache
-def _hints(cls: type) -> dict[str, Any]:
+def _hints(cls: Any) -> dict[str, Any]:
     return get_type_hints(cls)
 
 
@@ -34,7 +34,7 @@ def read(cls: type[T], data: Any, *, where: str) -> T:
     """Build `cls` from a mapping; `where` begins every path named in a message."""
     if not isinstance(data, Mapping):
         raise ToolchainError(f"{where} is not a mapping", why=f"found {type(data).__name__}")
-    hints = _hints(cls)
+    hints = _hints(cast("Any", cls))
     for key in data:
         if key not in hints:
             raise ToolchainError(f"{where}: {key} is not known", remedy=nearest(str(key), hints))
@@ -75,8 +75,9 @@ def plain(record: Any) -> Any:
         found = {}
         for spec in dataclasses.fields(record):
             value = getattr(record, spec.name)
-            if value != spec.default and not (spec.default_factory is not dataclasses.MISSING
-                                              and value == spec.default_factory()):
+            if value != spec.default and not (
+                spec.default_factory is not dataclasses.MISSING and value == spec.default_factory()
+            ):
                 found[spec.name] = plain(value)
         return found
     if isinstance(record, Mapping):

@@ -7,15 +7,16 @@ kept.
 
 from __future__ import annotations
 
+import os
 import re
-import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from edgekiln.calls import call, last_words
 from edgekiln.errors import EngineError, KilnError, ToolchainError
 from edgekiln.lock import (
     FORMAT,
@@ -30,8 +31,11 @@ from edgekiln.lock import (
 )
 from edgekiln.pipconf import PipSettings, pip_settings, uv_environment
 from edgekiln.progress import Progress
-from edgekiln.toolchain import Base, file_digest, folder, load_base, read_definition
+from edgekiln.toolchain import Base, changes, file_digest, folder, load_base, read_definition
 from edgekiln.uvtool import PINNED, host_uv
+
+if TYPE_CHECKING:
+    from edgekiln.engine import Engine
 
 PLATFORM = "linux/amd64"
 _MANYLINUX = "x86_64-manylinux_2_28"
@@ -46,7 +50,7 @@ def lock(name: str, progress: Progress) -> Path:
     base = load_base(what.base)
     made = Lock(
         format=FORMAT,
-        definition=what,
+        definition=replace(what, places=()),
         definition_sha256=file_digest(path),
         platform=PLATFORM,
         base_sha256=base.digest,
@@ -108,7 +112,7 @@ def _check(name: str, progress: Progress) -> Iterator[str]:
     base = load_base(what.base)
     if base.digest != held.base_sha256:
         yield f"{what.base}: locked again since"
-    yield from _check_wheels(held, progress)
+    yield from _check_wheels(held, what, progress)
     try:
         now = resolve_debs(what.apt, base, progress)
     except EngineError as error:
@@ -120,16 +124,15 @@ def _check(name: str, progress: Progress) -> Iterator[str]:
 
 
 def _changed(locked: Any, now: Any) -> Iterator[str]:
-    for key in vars(now):
-        if getattr(now, key) != getattr(locked, key):
-            yield f"{now.name}.yaml: {key} was changed since it was locked"
+    for key in changes(locked, now):
+        yield f"{now.name}.yaml: {key} was changed since it was locked"
 
 
-def _check_wheels(held: Lock, progress: Progress) -> Iterator[str]:
+def _check_wheels(held: Lock, what: Definition, progress: Progress) -> Iterator[str]:
     """Whether each locked file is still what its version comes to."""
     pins = [f"{wheel.name}=={wheel.version}" for wheel in held.wheels]
     try:
-        now = resolve(pins, held.definition, pip_settings(), progress, exact=True)
+        now = resolve(pins, what, pip_settings(), progress, exact=True)
     except KilnError as error:
         yield f"{error.what}: {error.why}"
         return
@@ -170,23 +173,22 @@ def resolve(
 
 
 def _uv(command: list[str], env: dict[str, str]) -> None:
-    import os
-
     clean = {k: v for k, v in os.environ.items() if not k.startswith("UV_")}
-    done = subprocess.run(
-        command, env={**clean, **env}, capture_output=True, text=True, check=False
-    )
+    done = call(command, env={**clean, **env})
     if done.returncode:
         raise ToolchainError("the wheels cannot be resolved", why=" ".join(done.stderr.split()))
 
 
 def _toml(path: Path) -> dict[str, Any]:
+    import importlib
+
     try:
-        import tomllib
+        tomllib: Any = importlib.import_module("tomllib")
     except ImportError:
         remedy = "lock with Python 3.11 or newer (using a lock needs 3.10 only)"
         raise ToolchainError("this Python cannot read TOML", remedy=remedy) from None
-    return tomllib.loads(path.read_text(encoding="utf-8"))
+    found: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def _wheel(package: dict[str, Any]) -> Wheel:
@@ -264,15 +266,12 @@ def resolve_debs(packages: tuple[str, ...], base: Base, progress: Progress) -> l
     return sorted((_deb(line) for line in said.splitlines() if line), key=lambda deb: deb.name)
 
 
-def _run(engine: Any, arguments: list[str]) -> str:
+def _run(engine: Engine, arguments: list[str]) -> str:
     from edgekiln.buildcli import build_environment
 
-    command = [*engine.cli, "run", "--rm", *arguments]
-    env = build_environment(engine.url)
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    done = call([*engine.cli, "run", "--rm", *arguments], env=build_environment(engine.url))
     if done.returncode:
-        why = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise ToolchainError("apt could not say what it would install", why=why)
+        raise ToolchainError("apt could not say what it would install", why=last_words(done))
     return done.stdout
 
 

@@ -19,7 +19,6 @@ from urllib.parse import urlsplit
 
 from edgekiln.aptconf import AptSettings
 from edgekiln.base import ReadyBase, apt_for
-from edgekiln.lock import Lock
 from edgekiln.pipconf import PipSettings, pip_settings, uv_environment
 from edgekiln.places import answering
 from edgekiln.uvtool import linux_uv
@@ -80,7 +79,7 @@ def staged(
         local = find_local(toolchain.lock.wheels, pip)
         for name, path in local.items():
             put(path, folder / "wheels" / name)
-        settings = indexes(toolchain.lock, set(local), pip)
+        settings = indexes(toolchain, set(local), pip)
         apt = apt_for(toolchain.base, base)
         yield Context(
             folder=folder,
@@ -90,15 +89,17 @@ def staged(
         )
 
 
-def indexes(lock: Lock, local: set[str], pip: PipSettings) -> dict[str, str]:
+def indexes(
+    toolchain: Toolchain, local: set[str], pip: PipSettings, *, remote_only: bool = True
+) -> dict[str, str]:
     """uv's environment for what is not at hand, with further places where they are needed.
 
     A wheel with a local version (+cpu) is in no Python index: when it is not at hand, the
     toolchain's places are tried, those that answer.
     """
-    env = uv_environment(pip, remote_only=True)
-    if any(wheel.local and wheel.file not in local for wheel in lock.wheels):
-        found = answering(lock.definition.places, pip)
+    env = uv_environment(pip, remote_only=remote_only)
+    if any(wheel.local and wheel.file not in local for wheel in toolchain.lock.wheels):
+        found = answering(toolchain.places, pip)
         env["UV_INDEX"] = " ".join([*env.get("UV_INDEX", "").split(), *found])
     return env
 

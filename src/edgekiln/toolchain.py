@@ -41,11 +41,15 @@ class Toolchain:
     python: str
     apt: tuple[str, ...]
     requirements: tuple[str, ...]
-    places: tuple[str, ...]
     env: Mapping[str, str]
     imports: tuple[str, ...]
     lock: Lock
     digest: str
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Further indexes to look for wheels in; read when asked, since locks name no index."""
+        return read_definition(Definition, folder() / f"{self.name}.yaml").places
 
 
 def folder() -> Path:
@@ -87,7 +91,6 @@ def load_toolchain(name: str, *, base: str | None = None) -> Toolchain:
         python=what.python,
         apt=what.apt,
         requirements=what.requirements,
-        places=what.places,
         env=what.env,
         imports=what.imports,
         lock=lock,
@@ -146,9 +149,13 @@ def _agreeing(path: Path, locked: D, locked_sha256: str, remedy: str) -> D:
     if file_digest(path) == locked_sha256:
         return locked
     now = read_definition(type(locked), path)
-    if now != locked:
-        changed = [k for k in vars(now) if getattr(now, k) != getattr(locked, k)]
+    if changed := changes(locked, now):
         why = f"changed since: {', '.join(changed)}"
-        if changed != ["summary"]:
-            raise ToolchainError(f"{path.name} does not match its lock", why=why, remedy=remedy)
+        raise ToolchainError(f"{path.name} does not match its lock", why=why, remedy=remedy)
     return now
+
+
+def changes(locked: D, now: D) -> list[str]:
+    """The keys in which a definition is not what was locked; words and places do not count."""
+    kept = [key for key in vars(now) if key not in ("summary", "places")]
+    return [key for key in kept if getattr(now, key) != getattr(locked, key)]

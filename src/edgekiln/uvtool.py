@@ -6,14 +6,13 @@ digest makes any of them safe.
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
+from edgekiln.calls import call, last_words
 from edgekiln.errors import FetchError
 from edgekiln.home import home
 from edgekiln.lock import Wheel
@@ -43,7 +42,7 @@ def linux_uv(pinned: Wheel, pip: PipSettings, progress: Progress) -> Path:
         check_file(wheel, pinned.sha256)
         fresh = Path(scratch) / "uv"
         _take_out(wheel, fresh)
-        os.replace(fresh, kept)
+        fresh.replace(kept)
     return kept
 
 
@@ -65,9 +64,9 @@ def _download(pinned: Wheel, into: Path) -> Path:
         raise FetchError("uv cannot be fetched", why="this Python has no pip", remedy="install pip")
     options = ["--no-deps", "--only-binary=:all:", "--platform=manylinux2014_x86_64", "--quiet"]
     where = ["--dest", str(into), f"uv=={pinned.version}"]
-    done = subprocess.run([*command, "download", *options, *where], capture_output=True, text=True)
+    done = call([*command, "download", *options, *where])
     if done.returncode or not (into / pinned.file).is_file():
-        why = (done.stderr.strip().splitlines() or ["pip brought another file"])[-1]
+        why = last_words(done) if done.returncode else "pip brought another file"
         remedy = "check that pip can reach its index: pip download uv"
         raise FetchError(f"uv {pinned.version} could not be fetched", why=why, remedy=remedy)
     return into / pinned.file

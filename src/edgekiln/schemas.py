@@ -1,0 +1,38 @@
+"""The JSON schemas of the files under toolchains/, made from the dataclasses that read them.
+
+`python -m edgekiln.schemas` writes them; a test fails when they are out of date.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from edgekiln.lock import BaseDefinition, BaseLock, Definition, Lock
+from edgekiln.records import schema
+from edgekiln.toolchain import folder
+
+_SHIPPED = {
+    "schema.json": (Definition, "A toolchain of edgekiln"),
+    "schema.lock.json": (Lock, "The lock of a toolchain"),
+    "bases/schema.json": (BaseDefinition, "A base of edgekiln's images"),
+    "bases/schema.lock.json": (BaseLock, "The lock of a base"),
+}
+
+
+def schemas() -> dict[Path, str]:
+    """Each shipped schema's path and text."""
+    return {
+        folder() / name: json.dumps(schema(cls, title=title), indent=2) + "\n"
+        for name, (cls, title) in _SHIPPED.items()
+    }
+
+
+def write() -> None:
+    """Write every schema anew."""
+    for path, text in schemas().items():
+        path.write_text(text, encoding="utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    write()
