@@ -54,6 +54,7 @@ def run(stage: Stage) -> None:
         llmexport = load_llmexport(stage)
         arguments = parse(llmexport, stage, out)
         _tell_progress(stage)
+        _mend_awq()
         try:
             llmexport.LlmExporter(arguments).export("mnn")
         finally:
@@ -137,6 +138,23 @@ def _tell_progress(stage: Stage) -> None:
     for name, module in list(sys.modules.items()):
         if name.startswith("utils.") and hasattr(module, "tqdm"):
             module.__dict__["tqdm"] = told
+
+
+def _mend_awq() -> None:
+    """Empty the attention's cache before each trial of a scale.
+
+    llmexport's smooth and omni do so themselves; its awq forgets, and fails on the second trial.
+    """
+    quantizer = sys.modules["utils.awq_quantizer"].AwqQuantizer
+    forward = quantizer._module_forward
+
+    def mended(self: Any, x: Any, module: Any, module_kwargs: Any) -> Any:
+        for part in module.modules():
+            if hasattr(part, "past_key_value"):
+                part.past_key_value = None
+        return forward(self, x, module, module_kwargs)
+
+    quantizer._module_forward = mended
 
 
 def _show_log(log: Path) -> None:

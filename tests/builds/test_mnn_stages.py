@@ -1,0 +1,290 @@
+"""The MNN stages on tiny models with random weights, run as an executor runs them.
+
+They need the Python of the toolchain `mnn`; EDGEKILN_TEST_PYTHON names it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+FAMILIES = ("llama", "qwen2", "qwen3")
+
+MAKE_MODEL = """
+import sys
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+family, place = sys.argv[1:]
+letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+special = ["<|im_start|>", "<|im_end|>"]
+vocabulary = {token: i for i, token in enumerate(special + letters)}
+tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+tokenizer.decoder = decoders.ByteLevel()
+tokenizer.add_special_tokens(special)
+fast = PreTrainedTokenizerFast(
+    tokenizer_object=tokenizer, bos_token=special[0], eos_token=special[1], pad_token=special[1]
+)
+fast.chat_template = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] "
+    "+ '<|im_end|>' + '\\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+fast.save_pretrained(place)
+torch.manual_seed(7)
+config = AutoConfig.for_model(
+    family, vocab_size=len(vocabulary), hidden_size=128, intermediate_size=256,
+    num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=32,
+    max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=0, eos_token_id=1,
+    dtype="float32",
+)
+model = AutoModelForCausalLM.from_config(config)
+with torch.no_grad():
+    for weights in model.parameters():
+        if weights.dim() > 1:
+            weights.normal_(std=0.08)
+model.save_pretrained(place)
+"""
+
+
+@pytest.fixture(scope="session")
+def python() -> str:
+    """The toolchain's Python."""
+    named = os.environ.get("EDGEKILN_TEST_PYTHON")
+    if not named:
+        pytest.skip("EDGEKILN_TEST_PYTHON does not name the Python of the toolchain mnn")
+    return named
+
+
+@pytest.fixture(scope="session")
+def models(python: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny model of each family."""
+    place = tmp_path_factory.mktemp("models")
+    for family in FAMILIES:
+        command = [python, "-c", MAKE_MODEL, family, str(place / family)]
+        subprocess.run(command, check=True, capture_output=True, env=environment(place))
+    return {family: place / family for family in FAMILIES}
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "PIP_REQUIRE_VIRTUALENV": "1",
+        "PIP_NO_INDEX": "1",
+        "PYTHONHASHSEED": "0",
+        "SOURCE_DATE_EPOCH": "0",
+        "PYTHONPATH": str(SCRIPTS),
+        **more,
+    }
+
+
+class Ran(NamedTuple):
+    code: int
+    events: list[dict[str, Any]]
+    log: str
+    out: Path
+
+    @property
+    def error(self) -> str:
+        return str(next((e["text"] for e in self.events if e["event"] == "error"), ""))
+
+
+class Bench:
+    """Runs stage programs in folders of one test's own."""
+
+    def __init__(self, python: str, place: Path) -> None:
+        self.python, self.place, self.count = python, place, 0
+
+    def run(self, program: str, params: object = None, **inputs: Path) -> Ran:
+        self.count += 1
+        place = self.place / f"{self.count}-{program}"
+        for folder in ("in", "out", "home"):
+            (place / folder).mkdir(parents=True)
+        for name, source in inputs.items():
+            (place / "in" / name).symlink_to(source)
+        (place / "params.json").write_text(json.dumps(params or {}), encoding="utf-8")
+        done = subprocess.run(
+            [self.python, str(SCRIPTS / "mnn" / f"{program}.py")],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+            env=environment(
+                place / "home",
+                KILN_IN=str(place / "in"),
+                KILN_OUT=str(place / "out"),
+                KILN_PARAMS=str(place / "params.json"),
+                KILN_CPUS="2",
+            ),
+        )
+        events = [json.loads(line) for line in done.stdout.splitlines()]
+        return Ran(done.returncode, events, done.stderr, place / "out")
+
+    def done(self, program: str, params: object = None, **inputs: Path) -> Ran:
+        ran = self.run(program, params, **inputs)
+        assert ran.code == 0, ran.log[-3000:]
+        return ran
+
+    def prove(self, model: Path, **params: Any) -> dict[str, Any]:
+        """The whole way from a model to its proof."""
+        texts = SCRIPTS / "mnn" / "data"
+        reference = self.done("reference", model=model, texts=texts).out / "reference"
+        mnn = self.done("export", params, model=model).out / "mnn"
+        config = self.done("configure", {"memory": "low"}, mnn=mnn).out / "config"
+        ran = self.done("prove", mnn=mnn, config=config, reference=reference, texts=texts)
+        found: dict[str, Any] = json.loads((ran.out / "prove" / "prove.json").read_text("utf-8"))
+        return found
+
+
+@pytest.fixture
+def bench(python: str, tmp_path: Path) -> Bench:
+    return Bench(python, tmp_path)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = sorted(f for f in folder.iterdir() if f.is_file())
+    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_exports_are_the_same_bytes(bench: Bench, models: dict[str, Path], family: str) -> None:
+    runs = [bench.done("export", {"hqq": True}, model=models[family]) for _ in range(2)]
+    first, second = (digests(ran.out / "mnn") for ran in runs)
+    assert first == second
+    assert {"llm.mnn", "llm.mnn.weight", "tokenizer.mtok", "llm_config.json"} <= set(first)
+
+
+def test_an_export_names_no_path_of_the_machine(bench: Bench, models: dict[str, Path]) -> None:
+    out = bench.done("export", model=models["llama"]).out / "mnn"
+    for file in out.iterdir():
+        assert str(bench.place).encode() not in file.read_bytes(), file.name
+
+
+def test_different_weights_get_different_ids(bench: Bench, models: dict[str, Path]) -> None:
+    ids = set()
+    for family in ("llama", "qwen3"):
+        out = bench.done("export", model=models[family]).out / "mnn"
+        ids.add(json.loads((out / "llm.mnn.json").read_text("utf-8"))["mnn_uuid"])
+    assert len(ids) == 2
+
+
+def test_the_converter_s_telemetry_stays_out(bench: Bench, models: dict[str, Path]) -> None:
+    ran = bench.done("export", model=models["llama"])
+    assert "aliyun" not in ran.log
+    assert not list((ran.out.parent / "home").rglob("*aliyun*"))
+
+
+def test_the_telemetry_would_be_seen_if_it_came_in(python: str, tmp_path: Path) -> None:
+    """What the test above looks for is really what that module says when it is let in."""
+    code = "import os; os.system = print; import MNN.tools.utils.log"
+    done = subprocess.run(
+        [python, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(tmp_path),
+    )
+    assert "aliyun" in done.stdout
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_eight_bits_stay_close_to_the_float_model(
+    bench: Bench, models: dict[str, Path], family: str
+) -> None:
+    proof = bench.prove(models[family], quant_bit=8)
+    assert proof["cosine_mean"] > 0.99
+    assert 0.9 < proof["perplexity_ratio"] < 1.1
+    assert all(p["same_tokens"] for p in proof["prompts"])
+    assert len(proof["answers"]) == len(proof["prompts"])
+
+
+def test_four_bits_are_further_away_than_eight(bench: Bench, models: dict[str, Path]) -> None:
+    eight = bench.prove(models["llama"], quant_bit=8)
+    four = bench.prove(models["llama"], quant_bit=4, quant_block=128)
+    assert four["cosine_mean"] < eight["cosine_mean"]
+
+
+def test_an_embedding_of_its_own_is_written_and_read(bench: Bench, models: dict[str, Path]) -> None:
+    proof = bench.prove(models["llama"], quant_bit=8, seperate_embed=True, embed_bit=8)
+    assert proof["cosine_mean"] > 0.99
+
+
+def test_smooth_takes_its_samples_from_a_local_text(
+    bench: Bench, models: dict[str, Path], tmp_path: Path
+) -> None:
+    samples = tmp_path / "samples.txt"
+    samples.write_text("The kettle sang.\nRain fell on the roof.\n", encoding="utf-8")
+    ran = bench.done("export", {"smooth": True}, model=models["llama"], calib_data=samples)
+    assert (ran.out / "mnn" / "llm.mnn").stat().st_size > 0
+
+
+def test_awq_takes_its_samples_from_a_local_text(
+    bench: Bench, models: dict[str, Path], tmp_path: Path
+) -> None:
+    samples = tmp_path / "samples.txt"
+    samples.write_text("The kettle sang, and rain fell.\n" * 60, encoding="utf-8")
+    ran = bench.done("export", {"awq": True}, model=models["llama"], calib_data=samples)
+    assert (ran.out / "mnn" / "llm.mnn").stat().st_size > 0
+
+
+def test_a_draft_of_the_same_weights_always_agrees(bench: Bench, models: dict[str, Path]) -> None:
+    texts, model = SCRIPTS / "mnn" / "data", models["llama"]
+    reference = bench.done("reference", model=model, texts=texts).out / "reference"
+    mnn = bench.done("export", {"quant_bit": 8}, model=model).out / "mnn"
+    config = bench.done("configure", mnn=mnn, draft=mnn).out / "config"
+    inputs = {"mnn": mnn, "draft": mnn, "config": config, "reference": reference, "texts": texts}
+    out = bench.done("prove", **inputs).out
+    draft = json.loads((out / "prove" / "prove.json").read_text("utf-8"))["draft"]
+    assert draft["agreement"] == 1.0
+    assert draft["same_tokenizer"]
+
+
+@pytest.mark.parametrize(
+    ("params", "what"),
+    [
+        ({"quant_bits": 4}, "quant_bits"),
+        ({"dst_path": "/"}, "dst_path"),
+        ({"hqq": 3}, "hqq"),
+        ({"embed_bit": 5}, "embed_bit"),
+    ],
+)
+def test_parameters_that_llmexport_has_not_are_bad_input(
+    bench: Bench, models: dict[str, Path], params: dict[str, Any], what: str
+) -> None:
+    ran = bench.run("export", params, model=models["llama"])
+    assert ran.code == 64
+    assert what in ran.error
+
+
+def test_a_folder_without_a_model_is_bad_input(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert bench.run("export", model=tmp_path / "empty").code == 64
+
+
+def test_a_damaged_model_ends_in_a_fault_and_not_in_an_export(
+    bench: Bench, models: dict[str, Path], tmp_path: Path
+) -> None:
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    for file in models["llama"].iterdir():
+        content = file.read_bytes()
+        (damaged / file.name).write_bytes(
+            content[: len(content) // 2] if file.suffix == ".safetensors" else content
+        )
+    ran = bench.run("export", model=damaged)
+    assert ran.code not in (0, 64)
