@@ -34,9 +34,10 @@ def main() -> int:
     settings = json.loads(args.settings.read_text(encoding="utf-8")) if args.settings else {}
     env = {**_clean(os.environ), **settings}
     # BuildKit leaves an empty secret out altogether.
-    for variable, path in (("SSL_CERT_FILE", args.ca), ("NETRC", args.netrc)):
-        if path and path.is_file() and path.stat().st_size:
-            env[variable] = str(path)
+    for variable, places in (("SSL_CERT_FILE", args.ca), ("NETRC", args.netrc)):
+        for path in places:
+            if path.is_file() and path.stat().st_size:
+                env[variable] = str(path)
     _say(f"{len(lock['wheels'])} wheels")
     _install(lock, args, env)
     _say("timestamps")
@@ -64,8 +65,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, help="uv's cache; left out, none is kept")
     parser.add_argument("--wheels", type=Path, help="folder of wheels that are at hand already")
     parser.add_argument("--settings", type=Path, help="JSON: uv's environment for the indexes")
-    parser.add_argument("--ca", type=Path, help="bundle of certificates to trust")
-    parser.add_argument("--netrc", type=Path, help="passwords of indexes")
+    parser.add_argument("--ca", type=Path, default=[], nargs="*", help="certificates to trust")
+    parser.add_argument("--netrc", type=Path, default=[], nargs="*", help="passwords of indexes")
     return parser.parse_args()
 
 

@@ -41,7 +41,7 @@ def read(cls: type[T], data: Any, *, where: str) -> T:
     values = {}
     for spec in dataclasses.fields(cls):  # type: ignore[arg-type]
         if spec.name in data:
-            path = f"{where}.{spec.name}" if "." in where else f"{where}: {spec.name}"
+            path = f"{where}{'.' if ': ' in where else ': '}{spec.name}"
             values[spec.name] = _value(hints[spec.name], data[spec.name], path)
         elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
             raise ToolchainError(f"{where}: {spec.name} is missing")

@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     from edgekiln.toolchain import Toolchain
 
 _CA = "/run/secrets/ca"
-# BuildKit takes secrets of up to 500 KB; a bundle of certificates is about 230 KB.
+# BuildKit takes secrets of up to 500 KB. A bundle of certificates is half of that as a rule; one
+# that is larger is mounted with the context, which leaves as little behind.
 _SECRET_LIMIT = 500_000
+_LARGE_CA = "/run/kiln/ca"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,8 +129,13 @@ def _secrets(
     hidden: Path, folder: Path, settings: dict[str, str], pip: PipSettings, apt: AptSettings
 ) -> dict[str, Path]:
     """Each secret as a file only this user can read; empty where there is nothing to say."""
-    texts = {"uv": json.dumps(settings), "apt": apt.conf(ca=_CA), "sources": apt.sources}
-    files = {"ca": apt.ca_file() or _path(pip.cert), "netrc": pip.netrc, "aptauth": apt.auth}
+    bundle = apt.ca_file() or _path(pip.cert)
+    large = bundle is not None and bundle.stat().st_size > _SECRET_LIMIT
+    if bundle and large:
+        shutil.copyfile(bundle, folder / "ca")
+    conf = apt.conf(ca=_LARGE_CA if large else _CA)
+    texts = {"uv": json.dumps(settings), "apt": conf, "sources": apt.sources}
+    files = {"ca": None if large else bundle, "netrc": pip.netrc, "aptauth": apt.auth}
     found = {name: hidden / name for name in (*texts, *files)}
     for path in found.values():
         path.touch(mode=0o600)
