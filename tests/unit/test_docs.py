@@ -1,0 +1,228 @@
+"""The documentation: its links lead somewhere, its commands exist, its lists are whole."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shlex
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from invoke.exceptions import ParseError
+from invoke.parser import Parser, ParserContext
+from invoke.program import Program
+from tasks import namespace
+
+from edgekiln.__main__ import translate
+from edgekiln.backends.mnn import BACKEND
+from edgekiln.backends.mnn_options import MnnOptions
+from edgekiln.bench import MEASUREMENTS
+from edgekiln.cli import _word
+from edgekiln.errors import UsageError
+from edgekiln.home import project
+from edgekiln.options import specs
+from edgekiln.recipe import list_recipes
+from edgekiln.report import JsonReporter
+from edgekiln.toolchain import list_bases, list_toolchains
+
+PAGES = sorted([*project().glob("*.md"), *project().glob("docs/**/*.md")])
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_CODE = re.compile(r"`([^`\n]+)`")
+# A command line of ours: variables, sudo, and kiln as it is called on any system, or invoke.
+_COMMAND = re.compile(r"^(?:\w+=\S+ |sudo )*(?:(?:\./|\.\\)?kiln|invoke) (?P<words>.+)$")
+
+
+def read(name: str) -> str:
+    return (project() / name).read_text(encoding="utf-8")
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(project()).as_posix()
+
+
+def fenced(text: str) -> list[str]:
+    """The lines of code blocks that show a terminal."""
+    blocks = [body for language, body in _FENCE.findall(text) if language in ("", "sh", "bash")]
+    return [line.strip() for body in blocks for line in body.splitlines()]
+
+
+def in_sentences(text: str) -> list[str]:
+    """What stands between backticks outside of code blocks."""
+    return _CODE.findall(_FENCE.sub("", text))
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Every command line of ours on a page, as words; a word of dots stands for anything."""
+    text = page.read_text(encoding="utf-8")
+    found = [_COMMAND.match(code) for code in (*fenced(text), *in_sentences(text))]
+    lines = [shlex.split(match["words"], comments=True) for match in found if match]
+    return [[word for word in line if word != "…"] for line in lines]
+
+
+ALL = sorted({(name_of(page), shlex.join(words)) for page in PAGES for words in commands(page)})
+
+
+@lru_cache(maxsize=1)
+def known() -> dict[str, ParserContext]:
+    return {context.name: context for context in namespace.to_contexts()}
+
+
+def parse(words: list[str]) -> None:
+    """Raise invoke's ParseError unless the command line is one that Invoke would run."""
+    initial = ParserContext(args=Program().core_args())
+    Parser(contexts=list(known().values()), initial=initial).parse_argv(translate(words))
+
+
+def test_there_is_a_page_for_each_subject() -> None:
+    named = {name_of(page) for page in PAGES}
+    assert {"README.md", "docs/errors.md", "docs/mnn.md", "docs/architecture.md"} <= named
+    unreachable = {p for p in named if p.startswith("docs/") and p not in read("README.md")}
+    assert not unreachable
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = _LINK.findall(_FENCE.sub("", page.read_text(encoding="utf-8")))
+    for link in [link for link in links if not link.startswith(("http://", "https://"))]:
+        place, _, anchor = link.partition("#")
+        target = page.parent / place if place else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target.read_text(encoding="utf-8")), link
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors a page's headings get where it is shown."""
+    headings = re.findall(r"^#+ (.+)$", _FENCE.sub("", text), re.MULTILINE)
+    plain = (re.sub(r"[^\w\s-]", "", heading.lower()) for heading in headings)
+    return {heading.replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize(("page", "line"), ALL)
+def test_commands_are_ones_there_are(page: str, line: str) -> None:
+    words = shlex.split(line)
+    task = translate(words)[0]
+    if len(translate(words)) == 1 and task in known():
+        return  # a command only named in a sentence, without what it needs
+    parse(words)
+
+
+@pytest.mark.parametrize(
+    "line", ["build --quant-bitt 4", "images bild mnn", "store gc --hours 3", "images export"]
+)
+def test_a_wrong_command_would_be_found(line: str) -> None:
+    with pytest.raises(ParseError):
+        parse(shlex.split(line))
+
+
+def test_options_in_the_documented_builds_are_accepted() -> None:
+    for _, line in ALL:
+        words = shlex.split(line)
+        if words[0] == "build":
+            for flag, value in pairwise(words):
+                name = flag.removeprefix("--").replace("-", "_")
+                if flag.startswith("--") and name in specs(MnnOptions):
+                    accept(name, value)
+                if flag == "--preset":
+                    assert value.strip(",`") in BACKEND.presets()
+                if flag == "--recipe" and not value.endswith(".yaml"):
+                    assert value in list_recipes()
+
+
+def accept(name: str, value: str) -> None:
+    from edgekiln.options import check
+
+    spec = specs(MnnOptions)[name]
+    if spec.type is not bool:
+        try:
+            check(spec, value, where="documentation")
+        except UsageError as error:
+            raise AssertionError(error.what) from None
+
+
+def table(page: str, head: str) -> list[list[str]]:
+    """The rows of the tables whose head begins so."""
+    found = []
+    for block in re.findall(r"(?:^\|.*\n)+", read(page), re.MULTILINE):
+        lines = [line.strip("|").split("|") for line in block.splitlines()]
+        if lines[0][0].strip() == head:
+            found += [[cell.strip() for cell in line] for line in lines[2:]]
+    return found
+
+
+def test_every_option_is_listed_with_its_default() -> None:
+    listed = {row[0].strip("`"): row[2] for row in table("docs/mnn-options.md", "option")}
+    wanted = {
+        name: "" if spec.default is None else _word(spec.default)
+        for name, spec in specs(MnnOptions).items()
+    }
+    assert listed == wanted
+
+
+def test_every_preset_is_listed_with_its_floors() -> None:
+    listed = [row[:3] for row in table("docs/mnn.md", "preset")]
+    for name, preset in BACKEND.presets().items():
+        assert [
+            f"`{name}`",
+            f"{preset['min_cosine']}",
+            f"{preset['max_perplexity_ratio']}",
+        ] in listed
+
+
+@pytest.mark.parametrize("recipe", list_recipes())
+def test_every_recipe_is_told_of(recipe: str) -> None:
+    assert f"`{recipe}`" in read("docs/recipes.md")
+
+
+def test_every_command_has_a_line_about_its_trial() -> None:
+    told = {translate(words)[0] for words in commands(project() / "docs" / "verified.md")}
+    assert told == set(known())
+
+
+def test_every_flag_has_a_help_text() -> None:
+    for name, context in known().items():
+        for argument in {id(a): a for a in context.args.values()}.values():
+            assert argument.help, f"kiln {name}: {argument.name}"
+
+
+def test_every_measurement_is_told_of() -> None:
+    assert [row[0].strip("`") for row in table("docs/bench.md", "measurement")] == list(
+        MEASUREMENTS
+    )
+
+
+def test_every_toolchain_and_base_has_its_licences_told() -> None:
+    text = read("THIRD-PARTY.md")
+    for name in (*list_toolchains(), *list_bases()):
+        assert f"`{name}`" in text
+    for name in list_toolchains():
+        lock = json.loads(read(f"toolchains/{name}.lock.json"))
+        missing = [w["name"] for w in lock["wheels"] if f"| {w['name']} |" not in text]
+        assert not missing
+
+
+def test_every_event_and_its_fields_are_told_of() -> None:
+    listed = {row[0].strip("`"): row[1] for row in table("docs/ci.md", "event")}
+    for event in events():
+        kind = event.pop("event")
+        event.pop("time")
+        untold = [field for field in event if f"`{field}`" not in listed.get(kind, "")]
+        assert not untold, f"{kind}: {untold}"
+
+
+def events() -> list[dict[str, Any]]:
+    """One of each event, as the reporter writes it."""
+    out = io.StringIO()
+    reporter = JsonReporter(out)
+    reporter.say("text")
+    reporter.started("task", "what")
+    reporter.progressed("task", 1, 2, "B", "what")
+    reporter.ended("task", "done", {"seconds": 1, "peak_memory": 1, "size": 1, "log": ""})
+    reporter.result("name", 1, "text")
+    reporter.failed(UsageError("what"))
+    return [json.loads(line) for line in out.getvalue().splitlines()]
