@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from edgekiln.errors import KilnError
+from edgekiln.executors.base import Executor
 from edgekiln.executors.native import NativeExecutor
 from edgekiln.home import project
 from edgekiln.pipeline import Input, Output, Pipeline, Stage
@@ -57,8 +58,16 @@ class Heard:
 class Bench:
     """A store, a scripts folder and a runner in one temporary folder."""
 
-    def __init__(self, root: Path, toolchain: Any, *, memory: int = 1 << 30) -> None:
+    def __init__(
+        self,
+        root: Path,
+        toolchain: Any,
+        *,
+        memory: int = 1 << 30,
+        executor: Callable[[], Executor] = lambda: NativeExecutor(lambda _: Path(sys.executable)),
+    ) -> None:
         self.root = root
+        self.executor = executor
         self.toolchains = {"plain": toolchain}
         self.scripts = root / "scripts"
         self.scripts.mkdir(exist_ok=True)
@@ -79,10 +88,9 @@ class Bench:
     def run(self, pipeline: Pipeline) -> dict[str, Done]:
         """Plan and run a pipeline."""
         planner = Planner(self.store, self.toolchains, self.heard, self.scripts)
-        executor = NativeExecutor(lambda _: Path(sys.executable))
         runner = Runner(
             store=self.store,
-            executor=executor,
+            executor=self.executor(),
             planner=planner,
             reporter=self.heard,
             limits=self.limits,

@@ -1,7 +1,8 @@
 """Stages as plain processes on this machine, from the toolchain's locked parts in a prefix.
 
 For rented GPU boxes, where no container engine can run, and for machines without one. The
-network is cut with a namespace of its own where the kernel lets it; memory is watched.
+network is cut with a namespace of its own where the kernel lets it; memory is watched; a guard
+(guard.py) sees to it that nothing of a stage outlives it or this process.
 """
 
 from __future__ import annotations
@@ -21,13 +22,16 @@ from typing import TYPE_CHECKING
 
 from edgekiln.errors import EngineError
 from edgekiln.executors.base import StageResult, StageRun, environment, read_event
-from edgekiln.executors.procwatch import group_rss
+from edgekiln.executors.procwatch import tree_rss
 
 if TYPE_CHECKING:
     from edgekiln.progress import Progress
     from edgekiln.toolchain import Toolchain
 
 _WATCH_SECONDS = 0.25
+# How long the guard may take to end a stage before its whole group is killed.
+_PATIENCE = 10.0
+_GUARD = Path(__file__).with_name("guard.py")
 
 
 class NativeExecutor:
@@ -67,7 +71,7 @@ class NativeExecutor:
 
     def run(self, toolchain: Toolchain, run: StageRun) -> StageResult:
         """Run a stage's program and wait for it."""
-        command = [*_dies_with_us(), *self._cut, str(self._python_of(toolchain))]
+        command = [*self._cut, *_guarded(bool(self._cut)), str(self._python_of(toolchain))]
         command += ["-s", str(run.scripts / run.program)]
         began = time.monotonic()
         with run.log.open("w", encoding="utf-8") as log:
@@ -90,7 +94,7 @@ class NativeExecutor:
         with self._guard:
             running = list(self._running)
         for process in running:
-            _kill_group(process)
+            _let_go(process)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -105,7 +109,7 @@ class NativeExecutor:
                 command,
                 env=env,
                 cwd=run.work / "scratch",
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # the guard's lifeline
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
@@ -118,8 +122,12 @@ class NativeExecutor:
 
     def _end(self, process: subprocess.Popen[str]) -> None:
         """Whatever happened, nothing of the stage is left running."""
-        _kill_group(process)
-        process.wait()
+        _let_go(process)
+        try:
+            process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            _kill_group(process)
+            process.wait()
         if process.stdout:
             process.stdout.close()
         with self._guard:
@@ -148,10 +156,9 @@ def network_cut() -> list[str]:
     return []
 
 
-def _dies_with_us() -> list[str]:
-    """The kernel ends the stage when this process is killed without a chance to clean up."""
-    setpriv = shutil.which("setpriv")
-    return [setpriv, "--pdeathsig", "KILL"] if setpriv else []
+def _guarded(own_network: bool) -> list[str]:
+    loopback = ["--loopback"] if own_network else []
+    return [sys.executable, "-I", "-S", str(_GUARD), *loopback]
 
 
 def _layout(toolchain: Toolchain, run: StageRun) -> dict[str, str]:
@@ -182,8 +189,15 @@ def _read_events(process: subprocess.Popen[str], run: StageRun) -> None:
             run.on_event(event)
 
 
+def _let_go(process: subprocess.Popen[str]) -> None:
+    """Close the guard's lifeline: it ends the stage, whatever processes that has become."""
+    assert process.stdin is not None
+    with contextlib.suppress(OSError, ValueError):
+        process.stdin.close()
+
+
 def _kill_group(process: subprocess.Popen[str]) -> None:
-    # start_new_session made the program the leader of a group of its own.
+    # start_new_session made the guard the leader of a group of its own.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 
@@ -199,9 +213,9 @@ class _MemoryWatch(threading.Thread):
 
     def run(self) -> None:
         while not self._over.wait(_WATCH_SECONDS):
-            if group_rss(self._process.pid) > self._limit:
+            if tree_rss(self._process.pid) > self._limit:
                 self.tripped = True
-                _kill_group(self._process)
+                _let_go(self._process)
                 return
 
     def stop(self) -> None:

@@ -6,21 +6,18 @@ import contextlib
 import os
 from pathlib import Path
 
+from edgekiln.executors.guard import descendants
 
-def group_rss(group: int) -> int:
-    """Resident bytes of every process of a process group, shared pages counted once a process."""
+
+def tree_rss(root: int) -> int:
+    """Resident bytes of all that `root` started, shared pages counted once a process."""
     page = os.sysconf("SC_PAGE_SIZE")
     total = 0
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
+    for pid in descendants(root):
         # A process may end between the listing and the reading.
         with contextlib.suppress(OSError, ValueError, IndexError):
-            # The name in brackets may hold spaces: fields are counted from its end.
-            # proc(5): state, ppid, pgrp follow; rss is field 24.
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            if int(fields[2]) == group:
-                total += int(fields[21]) * page
+            # proc(5), statm: total size, then what is resident, in pages.
+            total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * page
     return total
 
 

@@ -1,0 +1,96 @@
+"""What all tests share: the container engine, the mnn image and prefix, and why some were skipped.
+
+Expensive things (images, prefixes, bases, models) are the user's own, made if they are missing;
+stores are the tests' own.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from edgekiln.home import home
+from edgekiln.progress import Silent
+
+if TYPE_CHECKING:
+    from edgekiln.engine import Engine
+    from edgekiln.toolchain import Toolchain
+
+# Before any test has set EDGEKILN_HOME for itself.
+USERS_HOME = home()
+_SHARED = ("bases", "downloads", "locks", "models", "prefixes", "tools", "uv")
+_skipped: list[str] = []
+
+
+@lru_cache(maxsize=1)
+def _found() -> tuple[Engine | None, str]:
+    """The engine, or why there is none."""
+    from edgekiln.engine import find_engine, why_not
+
+    engine = find_engine()
+    return engine, "" if engine else "; ".join(why_not().splitlines()) or "no socket to try"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked `engine` are skipped where no engine answers."""
+    if item.get_closest_marker("engine") and _found()[0] is None:
+        _skipped.append(item.nodeid)
+        pytest.skip(f"no container engine answers: {_found()[1]}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say in the closing lines why container tests did not run."""
+    if _skipped:
+        text = f"{len(_skipped)} container tests were skipped: no engine answers ({_found()[1]})"
+        terminalreporter.write_line(text, yellow=True)
+
+
+@pytest.fixture(scope="session")
+def engine() -> Engine:
+    """The container engine of this machine."""
+    engine, why = _found()
+    if engine is None:
+        pytest.skip(f"no container engine answers: {why}")
+    return engine
+
+
+@pytest.fixture(scope="session")
+def mnn() -> Toolchain:
+    """The mnn toolchain, as it is locked."""
+    from edgekiln.toolchain import load_toolchain
+
+    return load_toolchain("mnn")
+
+
+@pytest.fixture(scope="session")
+def mnn_python(mnn: Toolchain) -> Path:
+    """The Python of mnn's native prefix, filled if it is not there yet."""
+    from edgekiln.errors import EngineError
+    from edgekiln.prefix import build_prefix
+
+    try:
+        return build_prefix(mnn, Silent())
+    except EngineError as error:
+        pytest.skip(f"{error.what}: {error.why}")
+
+
+@pytest.fixture(scope="session")
+def image(engine: Engine, mnn: Toolchain) -> str:
+    """The tag of mnn's image, built if it is not there yet."""
+    from edgekiln import images
+
+    return images.build(engine, mnn, Silent())
+
+
+@pytest.fixture
+def own_store(tmp_path: Path) -> Path:
+    """A home for EDGEKILN_HOME: a store and logs of its own, the user's expensive things."""
+    place = tmp_path / "kiln"
+    place.mkdir()
+    for name in _SHARED:
+        (USERS_HOME / name).mkdir(parents=True, exist_ok=True)
+        (place / name).symlink_to(USERS_HOME / name)
+    return place
