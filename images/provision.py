@@ -40,12 +40,13 @@ def main() -> int:
                 env[variable] = str(path)
     _say(f"{len(lock['wheels'])} wheels")
     _install(lock, args, env)
-    _say("timestamps")
-    _settle(args.into)
+    _forget_sources(args.into)
+    _settle(args.into)  # before any bytecode: it holds the time of its source
     _say("bytecode")
     _warm(args.into, lock["definition"].get("imports", []))
     report = {"wheels": installed_wheels(args.into), "debs": installed_debs(lock)}
     (args.into / "installed.json").write_text(json.dumps(report, sort_keys=True), encoding="utf-8")
+    _settle(args.into)
     wrong = list(differences(lock["wheels"], report["wheels"]))
     for line in wrong:
         _say(line)
@@ -107,10 +108,21 @@ def _call(command: list[str], env: Mapping[str, str]) -> None:
         raise SystemExit(f"provision: {Path(command[0]).name} ended with {done.returncode}")
 
 
+def _forget_sources(into: Path) -> None:
+    """Drop what uv notes of a wheel that lay in a folder: an index's wheel leaves no such note."""
+    for note in into.glob("lib/python3.*/site-packages/*.dist-info/uv_cache.json"):
+        record = note.with_name("RECORD")
+        lines = record.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if f"{note.parent.name}/{note.name}," not in line]
+        note.unlink()
+        record.unlink()  # it may be a link into uv's cache: that copy stays as it is
+        record.write_text("".join(kept), encoding="utf-8")
+
+
 def _settle(into: Path) -> None:
     """Give every file and folder the one moment."""
-    for folder, _, names in os.walk(into, topdown=False):
-        for name in names:
+    for folder, folders, names in os.walk(into, topdown=False):
+        for name in (*names, *folders):  # a link to a folder counts as a folder here
             os.utime(f"{folder}/{name}", (EPOCH, EPOCH), follow_symlinks=False)
         os.utime(folder, (EPOCH, EPOCH))
 

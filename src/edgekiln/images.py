@@ -54,24 +54,32 @@ def exists(engine: Engine, toolchain: Toolchain) -> bool:
     return engine.image(tag(toolchain)) is not None
 
 
-def build(engine: Engine, toolchain: Toolchain, progress: Progress, *, frozen: bool = False) -> str:
+def build(
+    engine: Engine,
+    toolchain: Toolchain,
+    progress: Progress,
+    *,
+    frozen: bool = False,
+    fresh: bool = False,
+) -> str:
     """Build, verify and tag the image, unless it is there; returns its tag.
 
-    `frozen` refuses packages of the distribution that are newer than the locked ones. Raises
-    ImageError with the builder's own last words and the log's path.
+    `frozen` refuses packages of the distribution that are newer than the locked ones; `fresh`
+    builds even if it is there, and takes nothing from the builder's cache. Raises ImageError
+    with the builder's own last words and the log's path.
     """
     from edgekiln.locking import held
 
     name = tag(toolchain)
     lock = home() / "locks" / f"{name.replace('/', '-').replace(':', '-')}.lock"
     with held(lock, lambda: progress.note(f"waiting: another edgekiln is building {name}")):
-        if not exists(engine, toolchain):
-            _build(engine, toolchain, name, progress, frozen)
+        if fresh or not exists(engine, toolchain):
+            _build(engine, toolchain, progress, frozen=frozen, fresh=fresh)
     return name
 
 
 def _build(
-    engine: Engine, toolchain: Toolchain, name: str, progress: Progress, frozen: bool
+    engine: Engine, toolchain: Toolchain, progress: Progress, *, frozen: bool, fresh: bool
 ) -> None:
     from edgekiln.base import ensure_base
     from edgekiln.stagecontext import staged
@@ -83,6 +91,7 @@ def _build(
     try:
         with staged(toolchain, base, progress, frozen=frozen) as context:
             words = [*context.arguments(engine), *_labels(toolchain, base), "--tag", trial]
+            words += ["--no-cache"] if fresh else []
             _call_build(engine, words, context.folder, log, progress)
         progress.update(0, None, "verify")
         report = verify(engine, trial)
@@ -91,7 +100,7 @@ def _build(
             progress.note(f"newer than locked: {line}")
         if drift:
             _relabel(engine, trial, {"io.edgekiln.drift": "; ".join(drift)}, log)
-        _quiet(engine, ["tag", trial, name])
+        _quiet(engine, ["tag", trial, tag(toolchain)])
     finally:
         _quiet(engine, ["rmi", trial], check=False)
 
