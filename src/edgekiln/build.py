@@ -147,11 +147,12 @@ class _Build:
             }
         from edgekiln.executors.choose import choose_executor
 
-        self._store.sweep()
         allowed = limits(self._settings)
         executor, why = choose_executor(self._settings.executor)
         self._reporter.say(f"executor: {executor.describe()}: {why}")
         try:
+            executor.tidy()
+            self._store.sweep()
             if not self._settings.force:
                 _refuse_early(examine(self._job, planned, allowed))
             _make_ready(self._job, planned, executor, self._reporter)

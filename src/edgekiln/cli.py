@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import re
@@ -66,18 +67,21 @@ def _unexpected(error: Exception) -> KilnError:
 
 
 def _terminate_like_interrupt() -> Callable[[], None]:
-    """SIGTERM ends a build as Ctrl-C does: stages stopped, containers removed."""
+    """SIGTERM, or a terminal that goes away, ends a build as Ctrl-C does: containers removed."""
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread
-        return lambda: None
+    before: dict[int, Any] = {}
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        # What nohup has set to be ignored stays so.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            with contextlib.suppress(ValueError):  # not the main thread
+                before.setdefault(number, signal.signal(number, stop))
 
     def restore() -> None:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     return restore
 

@@ -12,6 +12,7 @@ in work/ that the next build sweeps away.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -122,15 +123,16 @@ class Store:
         return Entry(key=key, path=place, meta=full)
 
     def discard(self, work: Path) -> None:
-        """Throw a workspace away."""
-        _remove(work)
+        """Throw a workspace away; what cannot go now, the next sweep takes."""
+        with contextlib.suppress(OSError):
+            _remove(work)
 
     def sweep(self) -> None:
         """Remove workspaces whose builder is gone."""
         for work in (self.root / "work").iterdir():
             key = work.name.split(".")[0]
             if not is_held(self.root / "locks" / f"{key}.lock"):
-                _remove(work)
+                self.discard(work)
 
     def entries(self) -> Iterator[Entry]:
         """Every entry, whole or damaged."""

@@ -61,6 +61,9 @@ class Executor(Protocol):
     def prepare(self, toolchain: Toolchain, progress: Progress) -> None:
         """Make the toolchain runnable: build or load the image, fill the prefix."""
 
+    def tidy(self) -> None:
+        """Clear away what builds that were killed left running."""
+
     def run(self, toolchain: Toolchain, run: StageRun) -> StageResult:
         """Run one stage to its end. Called from several threads at once."""
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import sys
 import threading
 import time
@@ -19,8 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from edgekiln.errors import EngineError, StageError
+from edgekiln.executors import owners
 from edgekiln.executors.base import StageResult, StageRun, environment, read_event
 from edgekiln.executors.paths import engine_path
+from edgekiln.executors.views import places
 
 if TYPE_CHECKING:
     from docker.api.client import APIClient
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from edgekiln.progress import Progress
     from edgekiln.toolchain import Toolchain
 
-_OWNER = "io.edgekiln.owner"
 _STAGE = "io.edgekiln.stage"
 # A rootless engine shares one user's process limit between all its containers.
 _PIDS = 4096
@@ -46,7 +46,6 @@ class DockerExecutor:
         self._guard = threading.Lock()
         self._running: set[str] = set()
         self._cancelled = False
-        self._reaped = False
 
     def describe(self) -> str:
         """Which engine runs the stages."""
@@ -65,15 +64,24 @@ class DockerExecutor:
 
         images.build(self._engine, toolchain, progress)
 
+    def tidy(self) -> None:
+        """Remove containers of builds that were killed before they could."""
+        with self._api() as api, _engine_faults("clean-up"):
+            for found in api.containers(all=True, filters={"label": owners.LABEL}):
+                if owners.is_orphan(found["Labels"][owners.LABEL]):
+                    with contextlib.suppress(Exception):
+                        api.remove_container(found["Id"], force=True, v=True)
+
     def run(self, toolchain: Toolchain, run: StageRun) -> StageResult:
         """Run a stage's program in a container and wait for it."""
         with self._api() as api:
-            self._reap(api)
             config = self._container(api, toolchain, run)
             began = time.monotonic()
             with _engine_faults(run.name), self._created(api, config) as container:
                 stream = api.attach(container, stream=True, logs=True, demux=True)
                 api.start(container)
+                if self._cancelled:  # meanwhile: cancel() may have found it not running yet
+                    api.kill(container)
                 with run.log.open("w", encoding="utf-8") as log:
                     _follow(stream, run, log)
                 code = int(api.wait(container)["StatusCode"])
@@ -89,9 +97,9 @@ class DockerExecutor:
         self._cancelled = True
         with self._guard:
             running = list(self._running)
-        with self._api() as api:
+        # The engine may be gone, or a container may have ended by itself: both are an end.
+        with contextlib.suppress(EngineError), self._api() as api:
             for container in running:
-                # It may have ended by itself, or the engine may be gone: both are an end.
                 with contextlib.suppress(Exception):
                     api.kill(container)
 
@@ -142,7 +150,7 @@ class DockerExecutor:
             "command": ["python3", "-s", f"/kiln/scripts/{run.program}"],
             "environment": {**env, "HOME": "/scratch", "TMPDIR": "/scratch"},
             "working_dir": "/scratch",
-            "labels": {_OWNER: _owner(), _STAGE: run.name},
+            "labels": {owners.LABEL: owners.this_process(), _STAGE: run.name},
             **({"user": user} if (user := self._user()) else {}),
             "host_config": api.create_host_config(
                 mounts=self._mounts(run, scratch, params),
@@ -158,12 +166,16 @@ class DockerExecutor:
         }
 
     def _mounts(self, run: StageRun, scratch: Path, params: Path) -> list[Mount]:
-        readable = {f"/in/{name}": path for name, path in run.inputs.items()}
-        readable |= {"/kiln/scripts": run.scripts, "/kiln/params.json": params}
-        writable = {"/out": run.work / "out", "/scratch": scratch}
+        readable = [
+            place
+            for name, path in run.inputs.items()
+            for place in places(f"/in/{name}", path, run.work / "skeletons" / name)
+        ]
+        readable += [("/kiln/scripts", run.scripts), ("/kiln/params.json", params)]
+        writable = [("/out", run.work / "out"), ("/scratch", scratch)]
         return [
-            *(self._bind(target, path, read_only=True) for target, path in readable.items()),
-            *(self._bind(target, path, read_only=False) for target, path in writable.items()),
+            *(self._bind(target, path, read_only=True) for target, path in readable),
+            *(self._bind(target, path, read_only=False) for target, path in writable),
         ]
 
     def _bind(self, target: str, source: Path, *, read_only: bool) -> Mount:
@@ -183,18 +195,6 @@ class DockerExecutor:
         if sys.platform == "win32":
             return None
         return f"{os.getuid()}:{os.getgid()}"
-
-    def _reap(self, api: APIClient) -> None:
-        """Remove containers of builds that were killed before they could."""
-        with self._guard:
-            if self._reaped:
-                return
-            self._reaped = True
-        with _engine_faults("clean-up"):
-            for found in api.containers(all=True, filters={"label": _OWNER}):
-                if _is_orphan(found["Labels"][_OWNER]):
-                    with contextlib.suppress(Exception):
-                        api.remove_container(found["Id"], force=True, v=True)
 
 
 def _follow(stream: Any, run: StageRun, log: TextIO) -> None:
@@ -242,23 +242,3 @@ def _gone(why: str, when: str = "") -> EngineError:
         why=why.splitlines()[0][:300] if why else "",
         remedy="start it again (`kiln engine up`) and repeat the build: finished stages are kept",
     )
-
-
-def _owner() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
-
-
-def _started(pid: int) -> str:
-    """When a process began (proc(5), field 22), so that a reused number is not mistaken for it."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
-
-
-def _is_orphan(owner: str) -> bool:
-    """Whether the owner was a process of this machine that lives no more (Linux can tell)."""
-    host, pid, started = owner.rsplit(":", 2)
-    if host != socket.gethostname() or not started or not Path("/proc/self/stat").exists():
-        return False
-    return _started(int(pid)) != started

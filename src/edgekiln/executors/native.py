@@ -69,6 +69,9 @@ class NativeExecutor:
 
         build_prefix(toolchain, progress)
 
+    def tidy(self) -> None:
+        """Nothing to do: guards end the stages of a build that was killed."""
+
     def run(self, toolchain: Toolchain, run: StageRun) -> StageResult:
         """Run a stage's program and wait for it."""
         command = [*self._cut, *_guarded(bool(self._cut)), str(self._python_of(toolchain))]
