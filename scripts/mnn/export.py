@@ -56,7 +56,10 @@ def run(stage: Stage) -> None:
         _tell_progress(stage)
         _mend_awq()
         try:
-            llmexport.LlmExporter(arguments).export("mnn")
+            exporter = llmexport.LlmExporter(arguments)
+            if arguments.omni:  # llmexport widens a 16-bit model for awq and smooth only
+                exporter.model.float()
+            exporter.export("mnn")
         finally:
             _show_log(Path(".export.log"))
     check(out)

@@ -47,9 +47,9 @@ config = AutoConfig.for_model(
     family, vocab_size=len(vocabulary), hidden_size=128, intermediate_size=256,
     num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=32,
     max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=0, eos_token_id=1,
-    dtype="float32",
+    dtype="float16",
 )
-model = AutoModelForCausalLM.from_config(config)
+model = AutoModelForCausalLM.from_config(config).half()
 with torch.no_grad():
     for weights in model.parameters():
         if weights.dim() > 1:
@@ -224,21 +224,14 @@ def test_an_embedding_of_its_own_is_written_and_read(bench: Bench, models: dict[
     assert proof["cosine_mean"] > 0.99
 
 
-def test_smooth_takes_its_samples_from_a_local_text(
-    bench: Bench, models: dict[str, Path], tmp_path: Path
-) -> None:
-    samples = tmp_path / "samples.txt"
-    samples.write_text("The kettle sang.\nRain fell on the roof.\n", encoding="utf-8")
-    ran = bench.done("export", {"smooth": True}, model=models["llama"], calib_data=samples)
-    assert (ran.out / "mnn" / "llm.mnn").stat().st_size > 0
-
-
-def test_awq_takes_its_samples_from_a_local_text(
-    bench: Bench, models: dict[str, Path], tmp_path: Path
+@pytest.mark.parametrize("how", ["smooth", "awq", "omni"])
+def test_calibration_takes_its_samples_from_a_local_text(
+    bench: Bench, models: dict[str, Path], tmp_path: Path, how: str
 ) -> None:
     samples = tmp_path / "samples.txt"
     samples.write_text("The kettle sang, and rain fell.\n" * 60, encoding="utf-8")
-    ran = bench.done("export", {"awq": True}, model=models["llama"], calib_data=samples)
+    params = {how: True, "omni_epochs": 1}
+    ran = bench.done("export", params, model=models["llama"], calib_data=samples)
     assert (ran.out / "mnn" / "llm.mnn").stat().st_size > 0
 
 
