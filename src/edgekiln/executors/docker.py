@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 _STAGE = "io.edgekiln.stage"
 # A rootless engine shares one user's process limit between all its containers.
 _PIDS = 4096
+# 128 + SIGKILL, 128 + SIGTERM: it was not the program's own end.
+_FROM_OUTSIDE = (137, 143)
+_LAST_BREATH = 3.0
 
 
 class DockerExecutor:
@@ -86,6 +89,8 @@ class DockerExecutor:
                     _follow(stream, run, log)
                 code = int(api.wait(container)["StatusCode"])
                 state = api.inspect_container(container)["State"]
+                if code in _FROM_OUTSIDE and not (state.get("OOMKilled") or self._cancelled):
+                    _wait_for_end(api)
             if code == 127 and not state.get("Running") and state.get("Error"):
                 raise StageError(f"stage {run.name} did not start", why=str(state["Error"]))
         memory = bool(state.get("OOMKilled")) or (code == 137 and not self._cancelled)
@@ -114,7 +119,7 @@ class DockerExecutor:
         try:
             api = docker.APIClient(base_url=self._engine.url, version="auto", timeout=60)
         except docker.errors.DockerException as error:
-            raise _gone(str(error)) from error
+            raise _gone(_innermost(error)) from error
         try:
             yield api
         finally:
@@ -197,6 +202,17 @@ class DockerExecutor:
         return f"{os.getuid()}:{os.getgid()}"
 
 
+def _wait_for_end(api: APIClient) -> None:
+    """An engine that is shut down ends its containers first, then itself: see whether it does.
+
+    Raises what docker-py raises where nobody answers.
+    """
+    deadline = time.monotonic() + _LAST_BREATH
+    while time.monotonic() < deadline:
+        api.ping()
+        time.sleep(0.1)
+
+
 def _follow(stream: Any, run: StageRun, log: TextIO) -> None:
     """Hand events on and write the log, until the program's streams end."""
     pending = b""
@@ -233,7 +249,17 @@ def _engine_faults(stage: str) -> Iterator[None]:
         ConnectionError,
         TimeoutError,
     ) as error:
-        raise _gone(str(error), f" during stage {stage}") from error
+        raise _gone(_innermost(error), f" during stage {stage}") from error
+
+
+def _innermost(error: BaseException) -> str:
+    """What the system said, below what the HTTP libraries wrapped around it."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, OSError) and inner.strerror:
+            return inner.strerror
+        inner = inner.__cause__ or inner.__context__
+    return str(error)
 
 
 def _gone(why: str, when: str = "") -> EngineError:
