@@ -118,7 +118,8 @@ def with_options(specs: Iterable[Spec]) -> Callable[[Callable[..., None]], Calla
         def run(*args: Any, **kwargs: Any) -> None:
             given = {name: kwargs.pop(name, None) for name in known}
             for name in [n for n, s in known.items() if s.type is bool]:
-                given[name] = True if given[name] else False if kwargs.pop(f"no_{name}") else None
+                refused = kwargs.pop(f"no_{name}")
+                given[name] = True if given[name] else False if refused else None
             body(*args, options={k: v for k, v in given.items() if v is not None}, **kwargs)
 
         own = inspect.signature(body)

@@ -61,6 +61,7 @@ def test_help_names_every_option_of_the_backends() -> None:
         (["build"], 2, "--backend mnn"),
         (["build", "--backend", "mnm"], 2, "did you mean mnn?"),
         (["build", "--backend", "mnn", "--quant-bit", "5"], 2, "one of: 2, 4, 8, 16"),
+        (["build", "--backend", "mnn", "--sym", "--no-hqq", "--top-p", "2"], 2, "from 0 to 1"),
         (["build", "--backend", "mnn", "--preset", "precison"], 2, "did you mean precision?"),
         (["build", "--recipe", "qwen3-1.7b"], 2, "did you mean qwen3-1.7b-mnn?"),
         (["build", "--backend", "mnn", "--model", "./no-such"], 3, "no-such"),
