@@ -281,9 +281,9 @@ def _try_engine() -> None:
     """An engine for the container tests, where this user may bring one up."""
     from edgekiln import engine
 
-    if engine.find_engine() is not None or not engine.can_bring_up():
+    if engine.find_engine() is not None:
         return
-    print("no container engine answers: bringing one up for the tests", flush=True)
+    print("no container engine answers: trying to bring one up for the tests", flush=True)
     try:
         with _task("engine") as task:
             engine.up(task)
