@@ -256,6 +256,7 @@ def _about(
         "options": _plain(job.options),
         "toolchains": {name: t.digest for name, t in job.toolchains.items()},
         "bases": {name: t.base.name for name, t in job.toolchains.items()},
+        "drift": sorted({line for d in done.values() for line in d.entry.meta.get("drift", [])}),
         "stages": {
             name: {
                 "key": d.entry.key,

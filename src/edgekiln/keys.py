@@ -15,9 +15,7 @@ _SCHEMA = 1
 _IMPORT = re.compile(r"^\s*(?:from|import)\s+(\w+)", re.MULTILINE)
 
 
-def stage_key(
-    stage: Stage, scripts: Path, toolchain_digest: str, inputs: Mapping[str, str]
-) -> str:
+def stage_key(stage: Stage, scripts: Path, toolchain_digest: str, inputs: Mapping[str, str]) -> str:
     """The store key (sha256, hex) of a stage whose inputs have these content digests.
 
     Executors are not part of it: all of them install the same lock and run the same program.

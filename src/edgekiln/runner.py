@@ -179,6 +179,7 @@ class Runner:
             "params_digest": digest_json(dict(stage.params)),
             "inputs": {n: _say(s, entries) for n, s in stage.inputs.items()},
             "executor": self._executor.name,
+            "drift": self._executor.drift(self._toolchains[stage.toolchain]),
             "seconds": round(result.seconds, 3),
             "peak_memory": seen.peak,
         }

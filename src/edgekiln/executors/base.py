@@ -64,6 +64,9 @@ class Executor(Protocol):
     def tidy(self) -> None:
         """Clear away what builds that were killed left running."""
 
+    def drift(self, toolchain: Toolchain) -> list[str]:
+        """What of the prepared toolchain is newer than its lock, a line each; for the manifest."""
+
     def run(self, toolchain: Toolchain, run: StageRun) -> StageResult:
         """Run one stage to its end. Called from several threads at once."""
 

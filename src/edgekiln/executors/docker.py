@@ -75,6 +75,12 @@ class DockerExecutor:
                     with contextlib.suppress(Exception):
                         api.remove_container(found["Id"], force=True, v=True)
 
+    def drift(self, toolchain: Toolchain) -> list[str]:
+        """The packages of the distribution that are newer than locked, by the image's label."""
+        from edgekiln import images
+
+        return images.drift(self._engine, toolchain)
+
     def run(self, toolchain: Toolchain, run: StageRun) -> StageResult:
         """Run a stage's program in a container and wait for it."""
         with self._api() as api:

@@ -72,6 +72,10 @@ class NativeExecutor:
     def tidy(self) -> None:
         """Nothing to do: guards end the stages of a build that was killed."""
 
+    def drift(self, toolchain: Toolchain) -> list[str]:
+        """Nothing: a prefix holds wheels only, and those are exact."""
+        return []
+
     def run(self, toolchain: Toolchain, run: StageRun) -> StageResult:
         """Run a stage's program and wait for it."""
         command = [*self._cut, *_guarded(bool(self._cut)), str(self._python_of(toolchain))]
