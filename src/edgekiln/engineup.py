@@ -39,10 +39,11 @@ def up(progress: Progress) -> Engine:
         return engine
     _refuse_where_impossible()
     if not shutil.which("dockerd"):
-        packages = [*_PACKAGES, *([_BUILDX] if _known_to_apt(_BUILDX) else [])]
+        packages = _packages()
         progress.note(f"installing with apt: {' '.join(packages)}")
         install(packages, EngineError)
-        # A package of the distribution may start its own service, under systemd.
+    if _starting():
+        return _wait(progress, lambda: None, Path("/var/log/docker.log"))
     if _systemd():
         progress.note("starting docker: systemctl start docker")
         _systemctl("start")
@@ -101,6 +102,25 @@ def _may_make_containers() -> bool:
     held = int(line.split()[1], 16)
     sys_admin, net_admin = 21, 12
     return bool(held >> sys_admin & 1 and held >> net_admin & 1)
+
+
+def _packages() -> list[str]:
+    """docker.io with what it only recommends and this machine still needs."""
+    packages = [*_PACKAGES, *([_BUILDX] if _known_to_apt(_BUILDX) else [])]
+    # Where the kernel enforces AppArmor, no container starts without its parser.
+    enforced = Path("/sys/module/apparmor/parameters/enabled")
+    if enforced.is_file() and enforced.read_text(encoding="ascii").startswith("Y"):
+        packages.append("apparmor")
+    return packages
+
+
+def _starting() -> bool:
+    """Whether some dockerd runs and only has to answer: the package may have started its own."""
+    try:
+        pid = int(Path("/var/run/docker.pid").read_text(encoding="ascii"))
+        return Path(f"/proc/{pid}/comm").read_text(encoding="ascii").strip() == "dockerd"
+    except (OSError, ValueError):
+        return False
 
 
 def _known_to_apt(package: str) -> bool:
