@@ -98,6 +98,7 @@ def _model(reference: str, settings: Settings, reporter: Reporter) -> Model:
 def build(recipe: Recipe, settings: Settings, reporter: Reporter) -> Bundle:
     """Build a recipe's bundle, or find that it is there already."""
     job = prepare(recipe, settings, reporter)
+    doctor.refuse_unwritable(job.place)
     with open_store() as store:
         lock = store.root / "locks" / f"place-{digest_json(str(job.place))[:32]}.lock"
         waiting = f"another build writes {job.place}; waiting for it"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import inspect
 import re
@@ -11,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from edgekiln.errors import KilnError, nearest
@@ -18,6 +20,7 @@ from edgekiln.options import Spec, Value
 from edgekiln.report import Reporter, make_reporter, paint
 
 _INTERRUPTED = 130
+_THE_USERS_TO_MEND = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextmanager
@@ -45,8 +48,9 @@ def reporting(
         if debug or isinstance(error, Exit):
             raise
         reporter.close()
-        show_error(_unexpected(error))
-        raise Exit(code=KilnError.exit_code) from None
+        told = _unexpected(error)
+        reporter.failed(told) if as_json else show_error(told)
+        raise Exit(code=told.exit_code) from None
     finally:
         reporter.close()
         restore()
@@ -59,6 +63,10 @@ def show_error(error: KilnError) -> None:
 
 
 def _unexpected(error: Exception) -> KilnError:
+    if isinstance(error, OSError) and error.errno in _THE_USERS_TO_MEND:
+        from edgekiln.store import disk_error
+
+        return disk_error(error, Path(str(error.filename or "a file")))
     return KilnError(
         "edgekiln made a mistake",
         why=f"{type(error).__name__}: {error}".splitlines()[0],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -93,12 +94,15 @@ class FileIndex:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(path, timeout=30, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=OFF")
-        self._db.execute(
-            "CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, stamp TEXT, sha256 TEXT)"
-        )
+        try:
+            self._db = _open(path)
+        except sqlite3.OperationalError:
+            # A full or read-only disk: this build remembers for itself alone.
+            self._db = _open(":memory:")
+        except sqlite3.DatabaseError:
+            # Damaged; it holds nothing that cannot be read again.
+            path.unlink()
+            self._db = _open(path)
 
     def close(self) -> None:
         """Let go of the index file."""
@@ -153,5 +157,14 @@ class FileIndex:
             if now - int(file.stamp.split(":")[1]) > _RACY_NS
             and _entry(file.relative, file.path).stamp == file.stamp
         ]
-        with self._db:
+        # What cannot be remembered is read again the next time.
+        with contextlib.suppress(sqlite3.Error), self._db:
             self._db.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", rows)
+
+
+def _open(path: Path | str) -> sqlite3.Connection:
+    db = sqlite3.connect(path, timeout=30, check_same_thread=False)
+    db.execute("PRAGMA journal_mode=WAL")
+    db.execute("PRAGMA synchronous=OFF")
+    db.execute("CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, stamp TEXT, sha256 TEXT)")
+    return db

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekiln import units
-from edgekiln.errors import DiskError, KilnError, OutOfMemoryError
+from edgekiln.errors import AccessError, DiskError, KilnError, OutOfMemoryError
 
 # Left to the system and its other programs.
 _RESERVE = 768 << 20
@@ -88,6 +88,17 @@ def _disk(path: Path, need: int, names: list[str]) -> Check:
         remedy="free some space (`kiln store gc`), set EDGEKILN_HOME elsewhere, or say --force",
     )
     return Check(name=f"disk at {path}", found=found, error=error)
+
+
+def refuse_unwritable(place: Path) -> None:
+    """Raise AccessError where nothing can be put at `place`: now, not after an hour's work."""
+    there = existing(place)
+    if not os.access(there, os.W_OK):
+        raise AccessError(
+            f"cannot write {place}",
+            why=f"{there} may not be written by you",
+            remedy="give another place with --out",
+        )
 
 
 def existing(path: Path) -> Path:

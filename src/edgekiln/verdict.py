@@ -13,6 +13,8 @@ from edgekiln.pipeline import Stage
 _TAIL = 12
 # With less than this left a program's failure is put down to the disk.
 _FULL = 64 << 20
+_TOO_FULL_TO_TRUST = 1 << 20
+_NO_SPACE = "No space left on device"
 
 
 def judge(stage: Stage, result: StageResult, run: StageRun, error: str, remedy: str) -> None:
@@ -31,12 +33,9 @@ def judge(stage: Stage, result: StageResult, run: StageRun, error: str, remedy: 
         )
     if result.exit_code == BAD_INPUT:
         raise UsageError(error or f"stage {stage.name} refused its input", remedy=remedy)
-    if shutil.disk_usage(run.work).free < _FULL:
-        raise DiskError(
-            f"the disk is full: stage {stage.name} could not go on",
-            why=f"{units.size(shutil.disk_usage(run.work).free)} are free at {run.work.parent}",
-            remedy="free some space (`kiln store gc` shows what can go), then run this again",
-        )
+    # A tool that cleans up after itself has made room again: then its words tell.
+    if _NO_SPACE in error or _NO_SPACE in _tail(run.log) or _free(run.work) < _FULL:
+        raise _disk_full(f"stage {stage.name} could not go on", run.work)
     raise StageError(
         f"stage {stage.name} failed with exit code {result.exit_code}",
         why=error or _last_line(run.log),
@@ -44,16 +43,39 @@ def judge(stage: Stage, result: StageResult, run: StageRun, error: str, remedy: 
     )
 
 
+def _disk_full(what: str, place: Path) -> DiskError:
+    return DiskError(
+        f"the disk is full: {what}",
+        why=f"{units.size(_free(place))} are free at {place.parent}",
+        remedy="free some space (`kiln store gc` shows what can go), then run this again",
+    )
+
+
+def _free(place: Path) -> int:
+    return shutil.disk_usage(place).free
+
+
 def _last_line(log: Path) -> str:
-    try:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL:]
-    except OSError:
-        return ""
+    lines = _tail(log).splitlines()
     return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
 
 
+def _tail(log: Path) -> str:
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return "\n".join(lines[-_TAIL:])
+
+
 def check_outputs(stage: Stage, out: Path, log: Path) -> None:
-    """A program that ended well must have left what it promised."""
+    """A program that ended well must have left what it promised.
+
+    Some tools do not look whether their writes went well: on a disk without room what they left
+    may be cut, whatever they say.
+    """
+    if _free(out) < _TOO_FULL_TO_TRUST:
+        raise _disk_full(f"what stage {stage.name} wrote may be cut", out.parent)
     for output in stage.outputs:
         wanted = [out / output.name, *(out / output.name / f for f in output.files)]
         missing = [p for p in wanted if not p.exists() or (p.is_file() and not p.stat().st_size)]
