@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
+
+from tests.builds.kit import Kiln, call
+from tests.builds.tinyllm import MAKE_MODEL
 from tests.unit.kit import Bench
 
 if TYPE_CHECKING:
@@ -26,3 +30,20 @@ def boat(tmp_path: Path, engine: Engine, mnn: Toolchain, image: str) -> Bench:
     from edgekiln.executors.docker import DockerExecutor
 
     return Bench(tmp_path, mnn, executor=lambda: DockerExecutor(engine))
+
+
+@pytest.fixture(scope="session")
+def tiny(mnn_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of two layers with random weights."""
+    place = tmp_path_factory.mktemp("tiny") / "tiny-llama"
+    done = call([str(mnn_python), "-c", MAKE_MODEL, "llama", str(place)], os.environ)
+    assert done.returncode == 0, done.stderr
+    return place
+
+
+@pytest.fixture
+def kiln(own_store: Path, tmp_path: Path) -> Kiln:
+    """The command line, with a store of its own, in an empty folder."""
+    here = tmp_path / "here"
+    here.mkdir()
+    return Kiln(home=own_store, here=here)

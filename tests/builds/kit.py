@@ -10,11 +10,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from edgekiln.home import project
+from edgekiln.store import Store
 
 NOBODY = 65534
 
@@ -74,3 +76,54 @@ def call(
 ) -> subprocess.CompletedProcess[str]:
     """Run to the end and keep what it says."""
     return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+# A model of random weights answers nonsense at four bits as it does at thirty-two.
+LENIENT = ("--min-cosine", "0", "--max-perplexity-ratio", "1000")
+
+
+@dataclass(kw_only=True)
+class Kiln:
+    """The real command line, with a home of its own."""
+
+    home: Path
+    here: Path
+
+    def begin(self, *words: str, **env: str) -> subprocess.Popen[str]:
+        """Start a command."""
+        command, full = self.command(*words, **env)
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            command, env=full, cwd=self.here, text=True, stdout=pipe, stderr=pipe
+        )
+
+    def __call__(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end."""
+        command, full = self.command(*words, **env)
+        return call(command, full, self.here)
+
+    def command(self, *words: str, **env: str) -> tuple[list[str], dict[str, str]]:
+        """A command line and its environment."""
+        return python("-m", "edgekiln", *words, EDGEKILN_HOME=str(self.home), **env)
+
+    def left(self) -> list[Path]:
+        """Workspaces that nobody has cleared away."""
+        return list(self.home.glob("store/v1/work/*"))
+
+    def finished(self) -> list[str]:
+        """The names of the stages in the store, each of them whole."""
+        store = Store(self.home / "store")
+        try:
+            entries = list(store.entries())
+            assert all(store.find(entry.key) for entry in entries), "an entry is damaged"
+            return sorted(str(entry.meta["stage"]) for entry in entries)
+        finally:
+            store.close()
+
+
+def three_lines(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """The error a command ended with: what, why, what to do; and no traceback."""
+    assert "Traceback" not in done.stderr and "Traceback" not in done.stdout, done.stderr
+    lines = done.stderr.strip().splitlines()
+    first = max(i for i, line in enumerate(lines) if line.startswith("error: "))
+    return lines[first:]

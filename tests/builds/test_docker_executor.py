@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.builds.kit import NOBODY, call, nobodys_python, open_folder, python, until
-from tests.unit.kit import Bench, stage
 
 from edgekiln.digest import FileIndex
 from edgekiln.errors import OutOfMemoryError, StageError
@@ -20,6 +18,8 @@ from edgekiln.executors import owners
 from edgekiln.executors.docker import DockerExecutor
 from edgekiln.pipeline import FromPath, Pipeline
 from edgekiln.progress import Silent
+from tests.builds.kit import NOBODY, call, nobodys_python, open_folder, python, until
+from tests.unit.kit import Bench, stage
 
 if TYPE_CHECKING:
     from edgekiln.engine import Engine

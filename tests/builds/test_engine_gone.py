@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.builds.kit import open_folder, python, until
 
 from edgekiln.engine import Engine, _engine_at
 from edgekiln.executors import owners
+from tests.builds.kit import open_folder, python, until
 
 if TYPE_CHECKING:
     from edgekiln.toolchain import Toolchain

@@ -14,9 +14,7 @@ from typing import Any
 import pytest
 
 from edgekiln.models import Model, resolve
-from edgekiln.prefix import build_prefix
 from edgekiln.progress import Silent
-from edgekiln.toolchain import load_toolchain
 
 pytestmark = pytest.mark.slow
 
@@ -55,13 +53,7 @@ print(json.dumps({
 
 
 @pytest.fixture(scope="module")
-def python() -> Path:
-    """The locked toolchain's Python, with torch and transformers."""
-    return build_prefix(load_toolchain("mnn"), Silent())
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory, python: Path) -> Model:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """The example out of its package, whether or not the Hub answers here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEKILN_HOME", str(tmp_path_factory.mktemp("home")))
@@ -70,9 +62,9 @@ def model(tmp_path_factory: pytest.TempPathFactory, python: Path) -> Model:
 
 
 @pytest.fixture(scope="module")
-def told(model: Model, python: Path) -> dict[str, Any]:
+def told(model: Model, mnn_python: Path) -> dict[str, Any]:
     """What transformers makes of it."""
-    command = [str(python), "-c", PROGRAM, str(model.path), json.dumps(TEXTS)]
+    command = [str(mnn_python), "-c", PROGRAM, str(model.path), json.dumps(TEXTS)]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     told: dict[str, Any] = json.loads(run.stdout)
     return told

@@ -1,7 +1,4 @@
-"""The MNN stages on tiny models with random weights, run as an executor runs them.
-
-They need the Python of the toolchain `mnn`; EDGEKILN_TEST_PYTHON names it.
-"""
+"""The MNN stages on tiny models with random weights, run as an executor runs them."""
 
 from __future__ import annotations
 
@@ -14,57 +11,18 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.builds.tinyllm import MAKE_MODEL
+
 pytestmark = pytest.mark.slow
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 FAMILIES = ("llama", "qwen2", "qwen3")
 
-MAKE_MODEL = """
-import sys
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
-
-family, place = sys.argv[1:]
-letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-special = ["<|im_start|>", "<|im_end|>"]
-vocabulary = {token: i for i, token in enumerate(special + letters)}
-tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-tokenizer.decoder = decoders.ByteLevel()
-tokenizer.add_special_tokens(special)
-fast = PreTrainedTokenizerFast(
-    tokenizer_object=tokenizer, bos_token=special[0], eos_token=special[1], pad_token=special[1]
-)
-fast.chat_template = (
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] "
-    "+ '<|im_end|>' + '\\n'}}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-fast.save_pretrained(place)
-torch.manual_seed(7)
-config = AutoConfig.for_model(
-    family, vocab_size=len(vocabulary), hidden_size=128, intermediate_size=256,
-    num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=32,
-    max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=0, eos_token_id=1,
-    dtype="float16",
-)
-model = AutoModelForCausalLM.from_config(config).half()
-with torch.no_grad():
-    for weights in model.parameters():
-        if weights.dim() > 1:
-            weights.normal_(std=0.08)
-model.save_pretrained(place)
-"""
-
 
 @pytest.fixture(scope="session")
-def python() -> str:
+def python(mnn_python: Path) -> str:
     """The toolchain's Python."""
-    named = os.environ.get("EDGEKILN_TEST_PYTHON")
-    if not named:
-        pytest.skip("EDGEKILN_TEST_PYTHON does not name the Python of the toolchain mnn")
-    return named
+    return str(mnn_python)
 
 
 @pytest.fixture(scope="session")

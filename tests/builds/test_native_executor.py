@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tests.builds.kit import NOBODY, alive, call, nobodys_python, open_folder, python, until
-from tests.unit.kit import Bench, stage
 
 from edgekiln.errors import OutOfMemoryError, StageError
 from edgekiln.executors.guard import descendants
 from edgekiln.executors.native import network_cut
 from edgekiln.pipeline import Pipeline
+from tests.builds.kit import NOBODY, alive, call, nobodys_python, open_folder, python, until
+from tests.unit.kit import Bench, stage
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="native stages are for Linux")
 # A stage that leaves processes in its group, in a session of their own, and orphaned in one.
