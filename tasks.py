@@ -169,6 +169,22 @@ def images_verify(c: Context, name: str) -> None:
 
 
 @task(
+    name="gc",
+    auto_shortflags=False,
+    help={"debug": _COMMON["debug"], "dry-run": "only say what would go"},
+)
+@cli.command
+def images_gc(c: Context, dry_run: bool = False) -> None:
+    """Remove images that no toolchain of this checkout asks for any more.
+
+    Example: kiln images gc --dry-run
+    """
+    from edgekiln.commands import images_gc as run
+
+    run(dry_run=dry_run)
+
+
+@task(
     name="export",
     positional=["name"],
     help={
@@ -453,7 +469,9 @@ def _group(name: str, *tasks: Task[Any]) -> Collection:
 
 namespace = Collection(build, doctor, test, bench)
 namespace.add_collection(
-    _group("images", images_list, images_build, images_verify, images_export, images_shell)
+    _group(
+        "images", images_list, images_build, images_verify, images_gc, images_export, images_shell
+    )
 )
 namespace.add_collection(_group("models", models_get, models_show))
 namespace.add_collection(_group("toolchains", toolchains_list, toolchains_show, toolchains_lock))

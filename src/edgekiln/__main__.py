@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from edgekiln import __version__
+from edgekiln.errors import UsageError
 from edgekiln.home import project
 
 _GROUPS = ("engine", "images", "models", "recipes", "store", "toolchains")
@@ -16,9 +17,20 @@ _OPTIONAL = {"toolchains.lock": "--name", "test": "--path", "bench": "--only"}
 
 def main(arguments: Sequence[str]) -> None:
     """Run a command line and leave with its exit code."""
+    from invoke.exceptions import ParseError
     from invoke.program import Program
 
-    program = Program(name="kiln", binary="kiln", version=__version__)
+    class Kiln(Program):
+        """Invoke's own program leaves with 1 for a word it does not know."""
+
+        def parse_tasks(self) -> None:
+            try:
+                super().parse_tasks()
+            except ParseError as error:
+                print(error, file=sys.stderr)
+                raise SystemExit(UsageError.exit_code) from None
+
+    program = Kiln(name="kiln", binary="kiln", version=__version__)
     try:
         program.run(["kiln", "--search-root", str(project()), *translate(arguments)])
     except BrokenPipeError:  # `kiln build --help | head`
@@ -35,7 +47,8 @@ def translate(arguments: Sequence[str]) -> list[str]:
     if not words or (words[0] in _HELP and len(words) == 1):
         return ["--list"]
     if words[0] in _HELP:
-        return [*translate(words[1:]), "--help"]
+        meant = translate(words[1:])
+        return meant if meant[0] == "--list" else [*meant, "--help"]
     if words[0] in _GROUPS:
         if len(words) == 1 or words[1] in _HELP:
             return ["--list", words[0]]

@@ -45,7 +45,8 @@ def reporting(
         print("\nstopped; finished stages are kept", file=sys.stderr)
         raise Exit(code=_INTERRUPTED) from None
     except Exception as error:
-        if debug or isinstance(error, Exit):
+        # A broken pipe is `| head` having seen enough; who started the command sees to it.
+        if debug or isinstance(error, (Exit, BrokenPipeError)):
             raise
         reporter.close()
         told = _unexpected(error)
@@ -164,8 +165,8 @@ def _accepts(spec: Spec) -> str:
     if spec.choices:
         return f"{' | '.join(_word(c) for c in spec.choices)}; {default}"
     if spec.low is not None or spec.high is not None:
-        low = "" if spec.low is None else f"{spec.low:g}"
-        high = "" if spec.high is None else f"{spec.high:g}"
+        low = "" if spec.low is None else f"{spec.low}"
+        high = "" if spec.high is None else f"{spec.high}"
         return f"{low}..{high}; {default}"
     return default
 

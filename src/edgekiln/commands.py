@@ -78,7 +78,24 @@ def images_verify(name: str) -> None:
     from edgekiln.toolchain import load_toolchain
 
     report = images.verify(_engine(), images.tag(load_toolchain(name)))
-    print("\n".join(f"{key:<12} {value}" for key, value in report.items()))
+    print("\n".join(f"ok     {line}" for line in report["proved"]))
+    print("\n".join(f"newer  {line}" for line in report["drift"]), end="")
+
+
+def images_gc(*, dry_run: bool) -> None:
+    """Remove images of ours that no toolchain of this checkout asks for any more."""
+    from edgekiln import images
+    from edgekiln.toolchain import list_toolchains, load_toolchain
+
+    engine = _engine()
+    wanted = {images.tag(load_toolchain(name)) for name in list_toolchains()}
+    ours = [i for i in images.list_images(engine) if "edgekiln/" in i["tag"]]
+    old = [i for i in ours if i["tag"].removeprefix("localhost/") not in wanted]
+    for image in old:
+        if not dry_run:
+            images.remove(engine, image["tag"])
+        print(f"{image['tag']}  {units.size(image['size'])}")
+    print(f"{'would remove' if dry_run else 'removed'} {len(old)} images; layers are shared")
 
 
 def images_export(name: str, to: Path) -> None:

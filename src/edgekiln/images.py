@@ -75,6 +75,9 @@ def build(
     with held(lock, lambda: progress.note(f"waiting: another edgekiln is building {name}")):
         if fresh or not exists(engine, toolchain):
             _build(engine, toolchain, progress, frozen=frozen, fresh=fresh)
+        elif frozen and (newer := drift(engine, toolchain)):
+            remedy = f"kiln images build {toolchain.name} --frozen --fresh, or lock it anew"
+            raise ImageError(f"{name} is newer than its lock", why=newer[0], remedy=remedy)
     return name
 
 
@@ -136,6 +139,11 @@ def list_images(engine: Engine) -> list[dict[str, Any]]:
         for image in found
         for name in image.get("RepoTags") or []
     ]
+
+
+def remove(engine: Engine, image: str) -> None:
+    """Take an image's tag away; its layers go where no other image has them."""
+    _quiet(engine, ["rmi", image])
 
 
 def export(engine: Engine, toolchain: Toolchain, target: Path) -> Path:

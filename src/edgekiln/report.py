@@ -152,7 +152,8 @@ class LineReporter(QuietReporter):
         now = time.monotonic()
         if now - self._told.setdefault(task, now) >= _LINE_EVERY:
             self._told[task] = now
-            self.say(f"{task}: {_amount(done, total, unit)} {what}".rstrip())
+            words = (f"{task}:", _amount(done, total, unit), what)
+            self.say(" ".join(w for w in words if w))
 
     def ended(self, task: str, how: str, figures: Mapping[str, Any]) -> None:
         self.say(f"{task}: {how}{_brief(figures)}")
@@ -230,6 +231,8 @@ def table(rows: Sequence[tuple[str, ...]], head: tuple[str, ...]) -> str:
 
 
 def _amount(done: float, total: float | None, unit: str) -> str:
+    if not done and not total:
+        return ""  # begun, and nobody knows how much there is
     if unit == "B":
         return units.size(done) + (f" of {units.size(total)}" if total else "")
     return f"{done:g}" + (f" of {total:g}" if total else "") + f" {unit}"

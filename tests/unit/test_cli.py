@@ -36,6 +36,7 @@ def kiln(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
         (["help", "store", "gc"], ["store.gc", "--help"]),
         (["build", "--backend", "mnn"], ["build", "--backend", "mnn"]),
         (["images", "--help"], ["--list", "images"]),
+        (["help", "images"], ["--list", "images"]),
         (["toolchains", "lock", "mnn"], ["toolchains.lock", "--name", "mnn"]),
         (["toolchains", "lock", "--check"], ["toolchains.lock", "--check"]),
         (["test", "tests/unit", "--args", "-x"], ["test", "--path", "tests/unit", "--args", "-x"]),
@@ -55,9 +56,9 @@ def test_help_names_every_option_of_the_backends() -> None:
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["build", "--backend", "mnn", "--quant-bitt", "4"], 1, "did you mean --quant-bit?"),
-        (["biuld"], 1, "did you mean build?"),
-        (["store", "lst"], 1, "did you mean store list?"),
+        (["build", "--backend", "mnn", "--quant-bitt", "4"], 2, "did you mean --quant-bit?"),
+        (["biuld"], 2, "did you mean build?"),
+        (["store", "lst"], 2, "did you mean store list?"),
         (["build"], 2, "--backend mnn"),
         (["build", "--backend", "mnm"], 2, "did you mean mnn?"),
         (["build", "--backend", "mnn", "--quant-bit", "5"], 2, "one of: 2, 4, 8, 16"),
