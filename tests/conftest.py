@@ -6,6 +6,7 @@ stores are the tests' own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,12 +86,21 @@ def image(engine: Engine, mnn: Toolchain) -> str:
     return images.build(engine, mnn, Silent())
 
 
+@pytest.fixture(scope="session")
+def share_expensive() -> Callable[[Path], Path]:
+    """Gives a folder the user's expensive things; its store and logs stay its own."""
+
+    def share(place: Path) -> Path:
+        for name in _SHARED:
+            (USERS_HOME / name).mkdir(parents=True, exist_ok=True)
+            (place / name).symlink_to(USERS_HOME / name)
+        return place
+
+    return share
+
+
 @pytest.fixture
-def own_store(tmp_path: Path) -> Path:
+def own_store(tmp_path: Path, share_expensive: Callable[[Path], Path]) -> Path:
     """A home for EDGEKILN_HOME: a store and logs of its own, the user's expensive things."""
-    place = tmp_path / "kiln"
-    place.mkdir()
-    for name in _SHARED:
-        (USERS_HOME / name).mkdir(parents=True, exist_ok=True)
-        (place / name).symlink_to(USERS_HOME / name)
-    return place
+    (tmp_path / "kiln").mkdir()
+    return share_expensive(tmp_path / "kiln")
