@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # Before any test has set EDGEKILN_HOME for itself.
 USERS_HOME = home()
 _SHARED = ("bases", "downloads", "locks", "models", "prefixes", "tools", "uv")
-_skipped: list[str] = []
+_NO_ENGINE = "no container engine answers"
 
 
 @lru_cache(maxsize=1)
@@ -38,14 +38,15 @@ def _found() -> tuple[Engine | None, str]:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests marked `engine` are skipped where no engine answers."""
     if item.get_closest_marker("engine") and _found()[0] is None:
-        _skipped.append(item.nodeid)
-        pytest.skip(f"no container engine answers: {_found()[1]}")
+        pytest.skip(f"{_NO_ENGINE}: {_found()[1]}")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say in the closing lines why container tests did not run."""
-    if _skipped:
-        text = f"{len(_skipped)} container tests were skipped: no engine answers ({_found()[1]})"
+    every = terminalreporter.stats.get("skipped", [])
+    skipped = [report for report in every if _NO_ENGINE in str(report.longrepr)]
+    if skipped:
+        text = f"{len(skipped)} container tests were skipped: {_NO_ENGINE} ({_found()[1]})"
         terminalreporter.write_line(text, yellow=True)
 
 
@@ -54,7 +55,7 @@ def engine() -> Engine:
     """The container engine of this machine."""
     engine, why = _found()
     if engine is None:
-        pytest.skip(f"no container engine answers: {why}")
+        pytest.skip(f"{_NO_ENGINE}: {why}")
     return engine
 
 
