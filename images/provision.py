@@ -128,14 +128,10 @@ def _settle(into: Path) -> None:
 
 
 def _warm(into: Path, modules: list[str]) -> None:
-    """Import `modules` once, so that the bytecode of what stages use (and no more) is there.
-
-    Bytecode of everything would be 230 MB for torch alone; of what is imported it is a tenth.
-    """
+    """Compile what stages import, by the environment's own Python; see bytecode.py."""
     if modules:
-        env = {**_clean(os.environ), "HOME": "/nonexistent", "HF_HUB_OFFLINE": "1"}
-        env["PYTHONHASHSEED"] = "0"
-        _call([str(_python(into)), "-s", "-c", f"import {', '.join(modules)}"], env)
+        program = Path(__file__).with_name("bytecode.py")
+        _call([str(_python(into)), "-I", "-B", str(program), *modules], _clean(os.environ))
 
 
 def installed_wheels(into: Path) -> list[dict[str, str]]:

@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from edgekiln.progress import Progress
     from edgekiln.toolchain import Toolchain
 
-_SHARED = ("provision.py", "apt-install")
+SHARED = ("provision.py", "bytecode.py", "apt-install")
 _OWN = ("Dockerfile", "verify")
 
 
 def recipe_files(name: str) -> dict[str, Path]:
     """The files an image is made by: its own two and the installers all images share."""
     folder = project() / "images"
-    files = {part: folder / name / part for part in _OWN} | {p: folder / p for p in _SHARED}
+    files = {part: folder / name / part for part in _OWN} | {p: folder / p for p in SHARED}
     missing = [str(path) for path in files.values() if not path.is_file()]
     if missing:
         known = [path.parent.name for path in folder.glob("*/Dockerfile")]

@@ -69,7 +69,9 @@ class Definition:
     requirements: tuple[str, ...] = field("Python packages, as in a requirements file", default=())
     places: tuple[str, ...] = field("further indexes for wheels, used when they answer", default=())
     env: Mapping[str, str] = field("environment of every stage", default_factory=dict)
-    imports: tuple[str, ...] = field("modules whose bytecode goes into the image", default=())
+    imports: tuple[str, ...] = field(
+        "modules compiled in advance, with what they import; NAME.* is a whole package", default=()
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,8 +32,11 @@ _MARKER = "complete"
 
 def prefix_path(toolchain: Toolchain) -> Path:
     """Where the prefix lies: named by the lock and by the installer, as an image's tag is."""
-    how = hashlib.sha256(_provision().read_bytes()).hexdigest()
-    return home() / "prefixes" / f"{toolchain.name}-{toolchain.digest[:12]}-{how[:8]}"
+    how = hashlib.sha256()
+    for name in ("provision.py", "bytecode.py"):
+        how.update(_provision().with_name(name).read_bytes())
+    named = f"{toolchain.name}-{toolchain.digest[:12]}-{how.hexdigest()[:8]}"
+    return home() / "prefixes" / named
 
 
 def prefix_python(toolchain: Toolchain) -> Path:
