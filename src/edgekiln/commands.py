@@ -171,8 +171,7 @@ def toolchains_show(name: str) -> None:
 
 def toolchains_lock(name: str, *, check: bool) -> None:
     """Lock a toolchain, or all of them; with `check` say what has drifted and change nothing."""
-    from edgekiln import relock
-    from edgekiln.toolchain import list_bases, list_toolchains
+    from edgekiln.toolchain import list_bases, list_toolchains, relock
 
     drifted = False
     for each in [name] if name else [*list_bases(), *list_toolchains()]:

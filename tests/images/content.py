@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO
 
-from edgekiln.buildcli import build_environment
 from edgekiln.engine import Engine
+from edgekiln.engine.buildcli import build_environment
 
 # The engine puts these into a container, not into an image.
 _ENGINES_OWN = (".dockerenv", "dev", "etc/hostname", "etc/hosts", "etc/mtab", "etc/resolv.conf")

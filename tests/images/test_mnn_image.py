@@ -15,13 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from edgekiln import aptconf, images, pipconf
+from edgekiln import images
 from edgekiln.engine import Engine
 from edgekiln.errors import ImageError
 from edgekiln.home import home
 from edgekiln.progress import Silent
 from edgekiln.toolchain import load_toolchain
-from edgekiln.wheels import find_local, put
+from edgekiln.toolchain.wheels import find_local, put
+from edgekiln.user import aptconf, pipconf
 from tests.images.content import called, found_in, listing
 
 pytestmark = pytest.mark.engine
@@ -64,7 +65,7 @@ def test_labels_say_what_the_image_is(engine: Engine, mnn: str) -> None:
     assert found is not None
     labels, toolchain = found["Config"]["Labels"], load_toolchain("mnn")
     assert labels["io.edgekiln.toolchain"] == "mnn"
-    assert labels["io.edgekiln.lock"] == f"sha256:{toolchain.digest}"
+    assert labels["io.edgekiln.toolchain.lock"] == f"sha256:{toolchain.digest}"
     assert labels["org.opencontainers.image.description"] == toolchain.summary
     assert labels["org.opencontainers.image.base.digest"].startswith("sha256:")
 

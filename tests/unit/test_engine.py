@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from edgekiln import engineup
-from edgekiln.buildcli import build_cli, build_environment, has_buildkit
 from edgekiln.engine import Engine, candidates, find_engine, why_not
+from edgekiln.engine import bringup as engineup
+from edgekiln.engine.buildcli import build_cli, build_environment, has_buildkit
 from edgekiln.errors import EngineError
 from edgekiln.progress import Silent
 

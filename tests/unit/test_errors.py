@@ -8,9 +8,7 @@ from edgekiln import errors
 from edgekiln.errors import KilnError, nearest
 from edgekiln.home import project
 
-CLASSES = [
-    c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, KilnError)
-]
+CLASSES = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, KilnError)]
 
 
 def test_each_class_has_a_code_of_its_own() -> None:

@@ -11,15 +11,15 @@ from types import ModuleType
 import pytest
 
 from edgekiln import images
-from edgekiln.aptconf import AptSettings
-from edgekiln.base import ReadyBase, _by_digest
 from edgekiln.errors import EngineError, ImageError
 from edgekiln.home import project
-from edgekiln.pipconf import PipSettings
+from edgekiln.images.base import ReadyBase, _by_digest
+from edgekiln.images.context import _on_this_machine, _secrets, indexes
 from edgekiln.prefix import prefix_path, prefix_ready, refuse_elsewhere
 from edgekiln.progress import Silent
-from edgekiln.stagecontext import _on_this_machine, _secrets, indexes
 from edgekiln.toolchain import load_toolchain
+from edgekiln.user.aptconf import AptSettings
+from edgekiln.user.pipconf import PipSettings
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_labels_name_the_base_by_digest() -> None:
     words = list(images._labels(load_toolchain("mnn"), base))
     assert "org.opencontainers.image.base.name=debian" in words
     assert "org.opencontainers.image.base.digest=sha256:ab" in words
-    assert f"io.edgekiln.lock=sha256:{load_toolchain('mnn').digest}" in words
+    assert f"io.edgekiln.toolchain.lock=sha256:{load_toolchain('mnn').digest}" in words
 
 
 def test_secrets_are_files_only_this_user_reads(tmp_path: Path) -> None:

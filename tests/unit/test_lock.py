@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from edgekiln import toolchain
-from edgekiln.base import drift_of, parse_records
 from edgekiln.errors import ToolchainError
-from edgekiln.lock import BaseLock, Deb, Lock, Wheel, digest, read_lock, write_lock
-from edgekiln.relock import _deb, _fitness, _wheel
+from edgekiln.images.base import drift_of, parse_records
 from edgekiln.toolchain import list_toolchains, load_toolchain
+from edgekiln.toolchain.lock import BaseLock, Deb, Lock, Wheel, digest, read_lock, write_lock
+from edgekiln.toolchain.relock import _deb, _fitness, _wheel
 
 LOCKS = sorted(toolchain.folder().rglob("*.lock.json"))
 FILES = [path for path in LOCKS if not path.name.startswith("schema")]

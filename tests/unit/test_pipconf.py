@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from edgekiln import pipconf
-from edgekiln.aptconf import AptSettings
-from edgekiln.pipconf import PipSettings, parse, pip_config_list, uv_environment
+from edgekiln.user import pipconf
+from edgekiln.user.aptconf import AptSettings
+from edgekiln.user.pipconf import PipSettings, parse, pip_config_list, uv_environment
 
 
 def test_pip_itself_is_asked_and_merges_its_files_and_environment(

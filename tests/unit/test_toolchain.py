@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from edgekiln import schemas, toolchain
+from edgekiln import toolchain
 from edgekiln.errors import ToolchainError
-from edgekiln.lock import BaseDefinition, Definition
-from edgekiln.records import plain, read
-from edgekiln.toolchain import list_bases, list_toolchains, load_toolchain, read_definition
+from edgekiln.toolchain import list_bases, list_toolchains, load_toolchain, read_definition, schemas
+from edgekiln.toolchain.lock import BaseDefinition, Definition
+from edgekiln.toolchain.records import plain, read
 
 
 @pytest.fixture
@@ -158,4 +158,4 @@ def test_bases_name_their_image_by_digest() -> None:
 
 def test_the_shipped_schemas_are_current() -> None:
     for path, text in schemas.schemas().items():
-        assert path.read_text(encoding="utf-8") == text, "run: python -m edgekiln.schemas"
+        assert path.read_text(encoding="utf-8") == text, "run: python -m edgekiln.toolchain.schemas"

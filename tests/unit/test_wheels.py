@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from edgekiln.errors import DigestError, FetchError
-from edgekiln.lock import Wheel
-from edgekiln.pipconf import PipSettings
 from edgekiln.progress import Silent
-from edgekiln.uvtool import linux_uv
-from edgekiln.wheels import check_file, find_local, put
+from edgekiln.toolchain.lock import Wheel
+from edgekiln.toolchain.uvtool import linux_uv
+from edgekiln.toolchain.wheels import check_file, find_local, put
+from edgekiln.user.pipconf import PipSettings
 
 BYTES = b"the wheel's bytes"
 

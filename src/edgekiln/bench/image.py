@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edgekiln import images
-from edgekiln.base import ensure_base
 from edgekiln.bench.kit import Context, Figure
 from edgekiln.engine import Engine, find_engine
 from edgekiln.errors import ImageError
+from edgekiln.images.base import ensure_base
+from edgekiln.images.context import Context as Staged
+from edgekiln.images.context import staged
 from edgekiln.progress import Silent
-from edgekiln.stagecontext import Context as Staged
-from edgekiln.stagecontext import staged
 from edgekiln.toolchain import Toolchain, load_toolchain
 
 _AIM = 1.1

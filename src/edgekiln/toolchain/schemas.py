@@ -1,6 +1,6 @@
 """The JSON schemas of the files under toolchains/, made from the dataclasses that read them.
 
-`python -m edgekiln.schemas` writes them; a test fails when they are out of date.
+`python -m edgekiln.toolchain.schemas` writes them; a test fails when they are out of date.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from edgekiln.lock import BaseDefinition, BaseLock, Definition, Lock
-from edgekiln.records import schema
 from edgekiln.toolchain import folder
+from edgekiln.toolchain.lock import BaseDefinition, BaseLock, Definition, Lock
+from edgekiln.toolchain.records import schema
 
 _SHIPPED = {
     "schema.json": (Definition, "A toolchain of edgekiln"),

@@ -21,8 +21,8 @@ from edgekiln.errors import EngineError, ImageError, nearest
 from edgekiln.home import home, project
 
 if TYPE_CHECKING:
-    from edgekiln.base import ReadyBase
     from edgekiln.engine import Engine
+    from edgekiln.images.base import ReadyBase
     from edgekiln.progress import Progress
     from edgekiln.toolchain import Toolchain
 
@@ -84,8 +84,8 @@ def build(
 def _build(
     engine: Engine, toolchain: Toolchain, progress: Progress, *, frozen: bool, fresh: bool
 ) -> None:
-    from edgekiln.base import ensure_base
-    from edgekiln.stagecontext import staged
+    from edgekiln.images.base import ensure_base
+    from edgekiln.images.context import staged
 
     base = ensure_base(engine, toolchain.base, progress, frozen=frozen)
     trial = f"edgekiln/{toolchain.name}:trial-{os.getpid()}"
@@ -162,7 +162,7 @@ def shell_command(
     engine: Engine, toolchain: Toolchain, folder: Path
 ) -> tuple[list[str], Mapping[str, str]]:
     """The command (and its environment) of a shell in the image, with `folder` at /work."""
-    from edgekiln.buildcli import build_environment
+    from edgekiln.engine.buildcli import build_environment
 
     mount = ["--volume", f"{folder.resolve()}:/work", "--workdir", "/work"]
     words = ["run", "--rm", "--interactive", "--tty", *mount, tag(toolchain), "bash"]
@@ -178,8 +178,8 @@ def _labels(toolchain: Toolchain, base: ReadyBase) -> Iterator[str]:
         "org.opencontainers.image.base.name": base.origin.partition("@")[0].partition(" ")[0],
         "org.opencontainers.image.base.digest": _digest_of(base.origin),
         "io.edgekiln.toolchain": toolchain.name,
-        "io.edgekiln.lock": f"sha256:{toolchain.digest}",
-        "io.edgekiln.base": base.origin,
+        "io.edgekiln.toolchain.lock": f"sha256:{toolchain.digest}",
+        "io.edgekiln.images.base": base.origin,
     }
     for key, value in said.items():
         yield from ("--label", f"{key}={value}")
@@ -194,7 +194,7 @@ def _call_build(
     engine: Engine, words: list[str], context: Path, log: Path, progress: Progress
 ) -> None:
     """Run the builder; its words go to the log, its steps to the user."""
-    from edgekiln.buildcli import build_environment
+    from edgekiln.engine.buildcli import build_environment
 
     plain = [] if engine.kind == "podman" else ["--progress=plain"]
     command = [*engine.cli, "build", *plain, *words, str(context)]
@@ -274,6 +274,6 @@ def _quiet(engine: Engine, words: list[str], *, check: bool = True) -> None:
 
 
 def _engine_call(engine: Engine, words: list[str]) -> subprocess.CompletedProcess[str]:
-    from edgekiln.buildcli import build_environment
+    from edgekiln.engine.buildcli import build_environment
 
     return call([*engine.cli, *words], env=build_environment(engine.url))

@@ -18,7 +18,9 @@ from urllib.parse import unquote, urlsplit
 
 from edgekiln.calls import call, last_words
 from edgekiln.errors import EngineError, KilnError, ToolchainError
-from edgekiln.lock import (
+from edgekiln.progress import Progress
+from edgekiln.toolchain import Base, changes, file_digest, folder, load_base, read_definition
+from edgekiln.toolchain.lock import (
     FORMAT,
     BaseDefinition,
     BaseLock,
@@ -29,10 +31,8 @@ from edgekiln.lock import (
     read_lock,
     write_lock,
 )
-from edgekiln.pipconf import PipSettings, pip_settings, uv_environment
-from edgekiln.progress import Progress
-from edgekiln.toolchain import Base, changes, file_digest, folder, load_base, read_definition
-from edgekiln.uvtool import PINNED, host_uv
+from edgekiln.toolchain.uvtool import PINNED, host_uv
+from edgekiln.user.pipconf import PipSettings, pip_settings, uv_environment
 
 if TYPE_CHECKING:
     from edgekiln.engine import Engine
@@ -88,14 +88,14 @@ def _lock_base(name: str, progress: Progress) -> Path:
 
 
 def _base_debs(what: BaseDefinition, progress: Progress) -> tuple[Deb, ...]:
-    from edgekiln.base import bootstrap
+    from edgekiln.images.base import bootstrap
 
     with tempfile.TemporaryDirectory(prefix="edgekiln-base-") as scratch:
         return bootstrap(what, Path(scratch), progress).debs
 
 
 def _check_base(name: str, progress: Progress) -> Iterator[str]:
-    from edgekiln.base import drift_of
+    from edgekiln.images.base import drift_of
 
     path = folder() / "bases" / f"{name}.yaml"
     held = read_lock(BaseLock, path.with_name(f"{name}.lock.json"), remedy=f"lock {name}")
@@ -118,7 +118,7 @@ def _check(name: str, progress: Progress) -> Iterator[str]:
     except EngineError as error:
         yield f"packages of the distribution were not checked: {error.what}"
         return
-    from edgekiln.base import drift_of
+    from edgekiln.images.base import drift_of
 
     yield from drift_of(held.debs, tuple(now))
 
@@ -152,7 +152,7 @@ def resolve(
     exact: bool = False,
 ) -> list[Wheel]:
     """The wheels that requirements come to, one file a package; `exact` looks up no dependency."""
-    from edgekiln.places import answering
+    from edgekiln.toolchain.places import answering
 
     progress.update(0, None, "resolving wheels")
     env = uv_environment(pip)
@@ -227,7 +227,7 @@ def _with_sizes(
     """Sizes for doctor's estimates, where the index tells them."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from edgekiln.places import size_of
+    from edgekiln.toolchain.places import size_of
 
     urls = {_file_name(f): f.get("url", "") for package in packages for f in package["wheels"]}
     places = [urls[wheel.file] for wheel in wheels]
@@ -238,8 +238,8 @@ def _with_sizes(
 
 def resolve_debs(packages: tuple[str, ...], base: Base, progress: Progress) -> list[Deb]:
     """What apt would install on the base today for `packages`, with what they need."""
-    from edgekiln.base import apt_for, ensure_base
     from edgekiln.engine import find_engine
+    from edgekiln.images.base import apt_for, ensure_base
 
     if not packages:
         return []
@@ -267,7 +267,7 @@ def resolve_debs(packages: tuple[str, ...], base: Base, progress: Progress) -> l
 
 
 def _run(engine: Engine, arguments: list[str]) -> str:
-    from edgekiln.buildcli import build_environment
+    from edgekiln.engine.buildcli import build_environment
 
     done = call([*engine.cli, "run", "--rm", *arguments], env=build_environment(engine.url))
     if done.returncode:

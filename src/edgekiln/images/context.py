@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from edgekiln.aptconf import AptSettings
-from edgekiln.base import ReadyBase, apt_for
-from edgekiln.pipconf import PipSettings, pip_settings, uv_environment
-from edgekiln.places import answering
-from edgekiln.uvtool import linux_uv
-from edgekiln.wheels import find_local, put
+from edgekiln.images.base import ReadyBase, apt_for
+from edgekiln.toolchain.places import answering
+from edgekiln.toolchain.uvtool import linux_uv
+from edgekiln.toolchain.wheels import find_local, put
+from edgekiln.user.aptconf import AptSettings
+from edgekiln.user.pipconf import PipSettings, pip_settings, uv_environment
 
 if TYPE_CHECKING:
     from edgekiln.engine import Engine

@@ -15,10 +15,10 @@ from pathlib import Path
 from edgekiln.calls import call, last_words
 from edgekiln.errors import FetchError
 from edgekiln.home import home
-from edgekiln.lock import Wheel
-from edgekiln.pipconf import PipSettings, pip_command
 from edgekiln.progress import Progress
-from edgekiln.wheels import check_file, find_local
+from edgekiln.toolchain.lock import Wheel
+from edgekiln.toolchain.wheels import check_file, find_local
+from edgekiln.user.pipconf import PipSettings, pip_command
 
 PINNED = Wheel(
     name="uv",

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from edgekiln.pipconf import PipSettings
+from edgekiln.user.pipconf import PipSettings
 
 _PATIENCE = 3.0
 

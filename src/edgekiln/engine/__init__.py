@@ -36,7 +36,7 @@ class Engine:
     @cached_property
     def cli(self) -> tuple[str, ...]:
         """The command that builds with BuildKit (or Podman's own builder) for this engine."""
-        from edgekiln.buildcli import build_cli
+        from edgekiln.engine.buildcli import build_cli
 
         return build_cli(self.kind, self.url)
 
@@ -209,13 +209,13 @@ class _UnixConnection(http.client.HTTPConnection):
 
 def up(progress: Progress) -> Engine:
     """Bring an engine up where none answers; see engineup."""
-    from edgekiln import engineup
+    from edgekiln.engine import bringup as engineup
 
     return engineup.up(progress)
 
 
 def down(progress: Progress) -> None:
     """Stop the engine that `up` started; see engineup."""
-    from edgekiln import engineup
+    from edgekiln.engine import bringup as engineup
 
     engineup.down(progress)

@@ -12,8 +12,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from edgekiln.errors import DigestError
-from edgekiln.lock import Wheel
-from edgekiln.pipconf import PipSettings
+from edgekiln.toolchain.lock import Wheel
+from edgekiln.user.pipconf import PipSettings
 
 
 def sha256_of(path: Path) -> str:

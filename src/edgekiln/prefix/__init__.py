@@ -87,12 +87,12 @@ def _provision() -> Path:
 
 
 def _fill(toolchain: Toolchain, path: Path, progress: Progress) -> None:
-    from edgekiln.pipconf import pip_settings
-    from edgekiln.pythons import find_python
-    from edgekiln.stagecontext import indexes
+    from edgekiln.images.context import indexes
+    from edgekiln.prefix.pythons import find_python
     from edgekiln.toolchain import folder
-    from edgekiln.uvtool import linux_uv
-    from edgekiln.wheels import find_local
+    from edgekiln.toolchain.uvtool import linux_uv
+    from edgekiln.toolchain.wheels import find_local
+    from edgekiln.user.pipconf import pip_settings
 
     pip = pip_settings()
     unusual = [wheel for wheel in toolchain.lock.wheels if wheel.local]

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekiln.aptconf import AptSettings, apt_settings
-from edgekiln.buildcli import build_environment
 from edgekiln.calls import call, last_words
+from edgekiln.engine.buildcli import build_environment
 from edgekiln.errors import ImageError
 from edgekiln.home import home
-from edgekiln.lock import BaseDefinition, BaseLock, Deb
-from edgekiln.pipconf import pip_settings
 from edgekiln.progress import Progress
 from edgekiln.toolchain import Base
+from edgekiln.toolchain.lock import BaseDefinition, BaseLock, Deb
+from edgekiln.user.aptconf import AptSettings, apt_settings
+from edgekiln.user.pipconf import pip_settings
 
 if TYPE_CHECKING:
     from edgekiln.engine import Engine

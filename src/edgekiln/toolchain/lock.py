@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from edgekiln.errors import ToolchainError
-from edgekiln.records import field, plain, read
+from edgekiln.toolchain.records import field, plain, read
 
 T = TypeVar("T")
 FORMAT = 1

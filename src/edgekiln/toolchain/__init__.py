@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from edgekiln.errors import ToolchainError, nearest
 from edgekiln.home import project
-from edgekiln.lock import BaseDefinition, BaseLock, Definition, Lock, digest, read_lock
-from edgekiln.records import read
+from edgekiln.toolchain.lock import BaseDefinition, BaseLock, Definition, Lock, digest, read_lock
+from edgekiln.toolchain.records import read
 
 D = TypeVar("D", Definition, BaseDefinition)
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")

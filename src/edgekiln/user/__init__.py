@@ -1,0 +1,1 @@
+"""The user's own settings: what pip and apt are told on this machine."""
