@@ -98,7 +98,9 @@ def imported(code: CodeType, package: str) -> Iterator[str]:
             level, names = before
             base = _absolute(str(step.argval), level if isinstance(level, int) else 0, package)
             yield base
-            yield from (f"{base}.{name}" for name in (names if isinstance(names, tuple) else ()))
+            # `from x import *` brings no module that x does not bring itself.
+            parts = names if isinstance(names, tuple) and names != ("*",) else ()
+            yield from (f"{base}.{name}" for name in parts)
         before = [before[1], step.argval]
 
 

@@ -26,7 +26,7 @@ def bytecode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     for name, text in {
         "pkg/__init__.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n import never\n",
         "pkg/top.py": "import os\nfrom . import beside\nfrom .sub.deep import x\nimport other\n",
-        "pkg/beside.py": "def later():\n    import lazy\n",
+        "pkg/beside.py": "from pkg import *\ndef later():\n    import lazy\n",
         "pkg/sub/__init__.py": "",
         "pkg/sub/deep.py": "from ..up import *\nx = 1\n",
         "pkg/up.py": "try:\n    import maybe\nexcept ImportError:\n    pass\n",
