@@ -86,7 +86,11 @@ class Runner:
         finished: Mapping[str, Done],
         running: Mapping[Future[Done], Stage],
     ) -> list[tuple[Stage, int, bool]]:
-        """Stages whose inputs are there and whose memory still fits beside those running."""
+        """Stages whose inputs are there and whose memory still fits beside those running.
+
+        The cores are shared out among all that run now, other builds' stages too: threads that
+        spin for a core somebody else has made an export twice as long.
+        """
         busy = {s.name for s in running.values()}
         free = self._limits.memory - sum(s.memory for s in running.values())
         chosen: list[Stage] = []
@@ -96,8 +100,10 @@ class Runner:
             if stage.memory <= free or not (busy or chosen):
                 chosen.append(stage)
                 free -= stage.memory
-        together = len(running) + len(chosen)
-        cpus = max(1, self._limits.cpus // max(1, together))
+        if not chosen:
+            return []
+        together = len(running) + len(chosen) + self._store.running_elsewhere()
+        cpus = max(1, self._limits.cpus // together)
         return [(stage, cpus, together > 1) for stage in chosen]
 
     def _stage(self, stage: Stage, finished: Mapping[str, Done], cpus: int, beside: bool) -> Done:

@@ -134,6 +134,12 @@ class Store:
             if not is_held(self.root / "locks" / f"{key}.lock"):
                 self.discard(work)
 
+    def running_elsewhere(self) -> int:
+        """How many stages other living builds run now."""
+        places = [work.name.split(".") for work in (self.root / "work").iterdir()]
+        others = [key for key, pid, *_ in places if pid != str(os.getpid())]
+        return sum(is_held(self.root / "locks" / f"{key}.lock") for key in others)
+
     def entries(self) -> Iterator[Entry]:
         """Every entry, whole or damaged."""
         for file in sorted((self.root / "objects").glob("*/*/entry.json")):
