@@ -28,10 +28,10 @@ def choose_executor(wanted: str) -> tuple[Executor, str]:
     if wanted == "docker":
         raise EngineError(
             "no container engine answers",
-            why=why_not(),
+            why=why_not().replace("\n", "; "),
             remedy="start Docker or Podman, run `kiln engine up`, or use --executor native",
         )
-    return _native(), f"no container engine answers ({why_not()})"
+    return _native(), "no container engine answers (`kiln engine show` says where it was looked for)"
 
 
 def _native() -> Executor:
