@@ -31,7 +31,7 @@ def choose_executor(wanted: str) -> tuple[Executor, str]:
             why=why_not().replace("\n", "; "),
             remedy="start Docker or Podman, run `kiln engine up`, or use --executor native",
         )
-    return _native(), "no container engine answers (`kiln engine show` says where it was looked for)"
+    return _native(), "no container engine answers (`kiln engine show` says why)"
 
 
 def _native() -> Executor:
