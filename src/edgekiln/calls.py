@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 
 def call(
@@ -34,6 +35,40 @@ def call(
         return subprocess.CompletedProcess(command, 127, "", str(error))
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(command, 124, "", f"no end after {timeout:g} s")
+
+
+def call_logged(
+    command: Sequence[str],
+    log: Path,
+    hear: Callable[[str], None],
+    *,
+    env: Mapping[str, str] | None = None,
+) -> int:
+    """Run to the end and return the code; each line goes to `log` and to `hear`.
+
+    Whatever ends the wait, the program does not outlive it.
+    """
+    process = subprocess.Popen(
+        command,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+    )
+    assert process.stdout is not None
+    try:
+        with log.open("w", encoding="utf-8") as stream:
+            for line in process.stdout:
+                stream.write(line)
+                hear(line)
+        return process.wait()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
 
 
 def last_words(done: subprocess.CompletedProcess[str]) -> str:

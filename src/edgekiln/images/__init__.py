@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from edgekiln.calls import call, last_words
+from edgekiln.calls import call, call_logged, last_words
 from edgekiln.errors import EngineError, ImageError, nearest
 from edgekiln.home import home, project
 
@@ -196,30 +196,13 @@ def _call_build(
     """Run the builder; its words go to the log, its steps to the user."""
     from edgekiln.engine.buildcli import build_environment
 
+    def hear(line: str) -> None:
+        if step := step_of(line):
+            progress.update(*step)
+
     plain = [] if engine.kind == "podman" else ["--progress=plain"]
     command = [*engine.cli, "build", *plain, *words, str(context)]
-    process = subprocess.Popen(
-        command,
-        env=build_environment(engine.url),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-    )
-    assert process.stdout is not None
-    try:
-        with log.open("w", encoding="utf-8") as stream:
-            for line in process.stdout:
-                stream.write(line)
-                if step := step_of(line):
-                    progress.update(step[0], step[1], step[2])
-        code = process.wait()
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+    code = call_logged(command, log, hear, env=build_environment(engine.url))
     if code:
         raise ImageError("the image could not be built", why=reason(log), remedy=f"see {log}")
 

@@ -12,12 +12,11 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekiln.calls import call, last_words
+from edgekiln.calls import call, call_logged, last_words
 from edgekiln.errors import EngineError, ImageError
 from edgekiln.home import home, project
 
@@ -122,29 +121,16 @@ def _run(command: list[str], env: Mapping[str, str], path: Path, progress: Progr
     log = home() / "logs" / f"prefix-{path.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     settings = log.with_name(f".settings-{os.getpid()}.json")
+
+    def hear(line: str) -> None:
+        if line.startswith("provision: "):
+            progress.update(0, None, line.partition(": ")[2].strip())
+
     settings.touch(mode=0o600)
     settings.write_text(json.dumps(dict(env)), encoding="utf-8")
-    process = subprocess.Popen(
-        [*command, "--settings", str(settings)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-    )
-    assert process.stdout is not None
     try:
-        with log.open("w", encoding="utf-8") as stream:
-            for line in process.stdout:
-                stream.write(line)
-                if line.startswith("provision: "):
-                    progress.update(0, None, line.partition(": ")[2].strip())
-        code = process.wait()
+        code = call_logged([*command, "--settings", str(settings)], log, hear)
     finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
         settings.unlink()
     if code:
         from edgekiln.images import reason
