@@ -6,6 +6,7 @@ stores are the tests' own.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +16,12 @@ import pytest
 
 from edgekiln.home import home
 from edgekiln.progress import Silent
+
+# A CI job in the background is started with these ignored, and what it starts inherits that:
+# the tests that stop builds by signals would then stop nothing.
+for _number in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.SIG_DFL)
 
 if TYPE_CHECKING:
     from edgekiln.engine import Engine
