@@ -2,12 +2,12 @@
 
     store/objects/ab/abcd…/entry.json    what it is, how it was made, every file's digest
     store/objects/ab/abcd…/out/          the outputs, read only
-    store/work/abcd….1234/               a running stage; renamed into objects/ when it ended well
+    store/doing/abcd….1234/              a running stage; renamed into objects/ when it ended well
     store/locks/abcd….lock               one builder a key
     store/index.sqlite                   the stat index
 
 A rename is the only way in, so what lies in objects/ is whole. A killed build leaves a folder
-in work/ that the next build sweeps away.
+in doing/ that the next build sweeps away.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root / _LAYOUT
         try:
-            for part in ("objects", "work", "locks"):
+            for part in ("objects", "doing", "locks"):
                 (self.root / part).mkdir(parents=True, exist_ok=True)
             self.index = FileIndex(self.root / "index.sqlite")
         except OSError as error:
@@ -98,7 +98,7 @@ class Store:
 
     def workspace(self, key: str) -> Path:
         """A fresh folder for a running stage, with an empty out/ in it."""
-        work = self.root / "work" / f"{key}.{os.getpid()}"
+        work = self.root / "doing" / f"{key}.{os.getpid()}"
         _remove(work)
         (work / "out").mkdir(parents=True)
         return work
@@ -129,14 +129,14 @@ class Store:
 
     def sweep(self) -> None:
         """Remove workspaces whose builder is gone."""
-        for work in (self.root / "work").iterdir():
+        for work in (self.root / "doing").iterdir():
             key = work.name.split(".")[0]
             if not is_held(self.root / "locks" / f"{key}.lock"):
                 self.discard(work)
 
     def running_elsewhere(self) -> int:
         """How many stages other living builds run now."""
-        places = [work.name.split(".") for work in (self.root / "work").iterdir()]
+        places = [work.name.split(".") for work in (self.root / "doing").iterdir()]
         others = [key for key, pid, *_ in places if pid != str(os.getpid())]
         return sum(is_held(self.root / "locks" / f"{key}.lock") for key in others)
 

@@ -108,7 +108,7 @@ class Kiln:
 
     def left(self) -> list[Path]:
         """Workspaces that nobody has cleared away."""
-        return list(self.home.glob("store/v1/work/*"))
+        return list(self.home.glob("store/v1/doing/*"))
 
     def finished(self) -> list[str]:
         """The names of the stages in the store, each of them whole."""

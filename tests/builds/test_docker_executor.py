@@ -117,7 +117,7 @@ def test_the_container_is_removed_after_failure(boat: Bench, engine: Engine) -> 
         run_one(boat, "raise RuntimeError('the tool broke')")
     assert "the tool broke" in caught.value.why
     assert ours(engine) == []
-    assert not list((boat.store.root / "work").iterdir())
+    assert not list((boat.store.root / "doing").iterdir())
 
 
 def test_a_stage_killed_for_memory_is_told_the_figure(boat: Bench, engine: Engine) -> None:
@@ -236,7 +236,7 @@ class Build:
 
     def halves(self) -> list[Path]:
         """What its stage has written so far."""
-        return list(self.root.glob("store/v1/work/*/out/made"))
+        return list(self.root.glob("store/v1/doing/*/out/made"))
 
     def containers(self) -> list[dict[str, Any]]:
         """Its containers."""

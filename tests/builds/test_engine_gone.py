@@ -172,7 +172,7 @@ def begin(own: Dockerd, root: Path, body: str) -> subprocess.Popen[str]:
 def _written(root: Path) -> list[str]:
     """What the stages that run have written so far."""
     with contextlib.suppress(OSError):  # a workspace that just became an entry
-        return [path.read_text() for path in root.glob("store/v1/work/*/out/made")]
+        return [path.read_text() for path in root.glob("store/v1/doing/*/out/made")]
     return []
 
 

@@ -79,7 +79,7 @@ def test_a_failed_stage_leaves_nothing(bench: Bench) -> None:
     bench.program("bad.py", "stage.output('made').write_text('half'); raise RuntimeError('x')")
     with pytest.raises(StageError):
         bench.run(Pipeline(stages=(stage("bad", "bad.py"),)))
-    assert not list((bench.store.root / "work").iterdir())
+    assert not list((bench.store.root / "doing").iterdir())
     assert not list(bench.store.entries())
 
 
@@ -185,7 +185,7 @@ def test_a_failure_stops_the_stages_beside_it(bench: Bench) -> None:
     with pytest.raises(StageError, match="bad"):
         bench.run(pipeline)
     assert time.monotonic() - began < 30
-    assert not list((bench.store.root / "work").iterdir())
+    assert not list((bench.store.root / "doing").iterdir())
 
 
 def test_two_builds_of_one_key_make_it_once(bench: Bench, tmp_path: Path) -> None:

@@ -95,14 +95,14 @@ def test_sweep_removes_what_a_killed_build_left(store: Store, tmp_path: Path) ->
     assert builder.stdout is not None
     assert builder.stdout.readline() == "in\n"
     store.sweep()
-    assert len(list((store.root / "work").iterdir())) == 1, "a living build's folder went"
+    assert len(list((store.root / "doing").iterdir())) == 1, "a living build's folder went"
     assert store.running_elsewhere() == 1
     builder.kill()
     builder.wait()
     builder.stdout.close()
     assert store.running_elsewhere() == 0
     store.sweep()
-    assert not list((store.root / "work").iterdir())
+    assert not list((store.root / "doing").iterdir())
 
 
 def _hold(root: Path, seconds: float) -> None:
