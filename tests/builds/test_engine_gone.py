@@ -194,7 +194,7 @@ def test_an_engine_that_goes_away_is_named_and_the_build_goes_on_later(
     dockerd.start()
     out, said = begin(dockerd, root, "stage.output('made').write_text('whole')").communicate()
     assert out.strip() == "{'first': False, 'second': True}", said
-    assert not list((root / "store/v1/work").iterdir())
+    assert not list((root / "store/v1/doing").iterdir())
     (made,) = [p for p in root.glob("store/v1/objects/*/*/out/made") if p.read_text() != "x"]
     assert made.read_text() == "whole"
     wanted = "%7B%22label%22%3A%20%5B%22" + owners.LABEL + "%22%5D%7D"
