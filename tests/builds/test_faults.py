@@ -117,7 +117,7 @@ def test_a_home_that_may_not_be_written_is_named() -> None:
 def test_a_store_of_another_user_is_named() -> None:
     with open_folder() as root:
         tinymodel.make(root / "model")
-        for name in ("out", "home/store/v1/objects", "home/store/v1/work", "home/store/v1/locks"):
+        for name in ("out", "home/store/v1/objects", "home/store/v1/doing", "home/store/v1/locks"):
             (root / name).mkdir(parents=True)
         os.chown(root / "out", NOBODY, NOBODY)
         words = [*NATIVE, "--quant-block", "0", "--model", str(root / "model")]
