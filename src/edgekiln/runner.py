@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekiln.digest import digest_json
 from edgekiln.executors.base import Event, Executor, StageResult, StageRun
 from edgekiln.pipeline import FromPath, Input, Pipeline, Stage
 from edgekiln.plan import Planned, Planner
@@ -182,7 +181,6 @@ class Runner:
             "toolchain_digest": self._toolchains[stage.toolchain].digest,
             "program": stage.program,
             "params": dict(stage.params),
-            "params_digest": digest_json(dict(stage.params)),
             "inputs": {n: _say(s, entries) for n, s in stage.inputs.items()},
             "executor": self._executor.name,
             "drift": self._executor.drift(self._toolchains[stage.toolchain]),

@@ -6,13 +6,12 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from edgekiln.errors import DiskError, FetchError, KilnError, ModelError
-from edgekiln.models.snapshots import Listing, RemoteFile, literal
+from edgekiln.models.snapshots import Listing, RemoteFile, explained, literal
 
 ENDPOINT = "https://huggingface.co"
 OTHER_WAYS = "check the network, set HF_ENDPOINT to a mirror, or name a local model directory"
@@ -31,7 +30,7 @@ class HuggingFace:
 
     def list(self, repo: str, revision: str) -> Listing:
         """The commit and files of a revision."""
-        with _explained(repo, revision):
+        with explained(_translate, repo, revision):
             info = _api().model_info(repo, revision=revision, files_metadata=True, timeout=20)
         files = [_remote(sibling) for sibling in info.siblings or ()]
         return Listing(commit=str(info.sha), files=tuple(files))
@@ -41,7 +40,7 @@ class HuggingFace:
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
         disable_progress_bars()
-        with _explained(repo, commit):
+        with explained(_translate, repo, commit):
             _api().snapshot_download(
                 repo,
                 revision=commit,
@@ -67,17 +66,6 @@ def _remote(sibling: Any) -> RemoteFile:
     lfs = sibling.lfs
     sha256 = lfs.get("sha256") if isinstance(lfs, dict) else getattr(lfs, "sha256", None)
     return RemoteFile(path=sibling.rfilename, size=sibling.size or 0, sha256=sha256)
-
-
-@contextmanager
-def _explained(repo: str, revision: str) -> Iterator[None]:
-    """Turn the client's exceptions into errors with a remedy."""
-    try:
-        yield
-    except KilnError:
-        raise
-    except Exception as error:
-        raise _translate(error, repo, revision) from error
 
 
 def _translate(error: Exception, repo: str, revision: str) -> KilnError:

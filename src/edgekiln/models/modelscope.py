@@ -7,13 +7,12 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from edgekiln.errors import DiskError, FetchError, KilnError, ModelError
-from edgekiln.models.snapshots import Listing, RemoteFile, literal
+from edgekiln.models.snapshots import Listing, RemoteFile, explained, literal
 
 
 class ModelScope:
@@ -32,7 +31,7 @@ class ModelScope:
     def list(self, repo: str, revision: str) -> Listing:
         """The digest of the listing, and the files of a revision."""
         api = _api()
-        with _explained(repo, revision):
+        with explained(_translate, repo, revision):
             found = api.list_repo_files(repo, "model", revision=revision)
         files = [
             RemoteFile(path=file.path, size=file.size, sha256=file.sha256 or None)
@@ -47,7 +46,7 @@ class ModelScope:
         """Put these files into a folder."""
         api = _api()
         revision = self._revisions[commit]
-        with _explained(repo, revision):
+        with explained(_translate, repo, revision):
             api.download_repo(
                 repo,
                 "model",
@@ -76,17 +75,6 @@ def _api() -> Any:
     logging.getLogger("modelscope_hub").setLevel(logging.ERROR)
     # Named here because the client remembers the first endpoint it saw in a process.
     return HubApi(endpoint=os.environ.get("MODELSCOPE_ENDPOINT") or None)
-
-
-@contextmanager
-def _explained(repo: str, revision: str) -> Iterator[None]:
-    """Turn the client's exceptions into errors with a remedy."""
-    try:
-        yield
-    except KilnError:
-        raise
-    except Exception as error:
-        raise _translate(error, repo, revision) from error
 
 
 def _translate(error: Exception, repo: str, revision: str) -> KilnError:

@@ -16,7 +16,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Protocol
 from urllib.parse import quote
 
 from edgekiln.digest import digest_file
-from edgekiln.errors import DigestError, DiskError, FetchError, ModelError
+from edgekiln.errors import DigestError, DiskError, FetchError, KilnError, ModelError
 from edgekiln.home import home
 from edgekiln.locking import held
 from edgekiln.progress import Progress
@@ -39,6 +39,19 @@ UNUSED = re.compile(
     re.IGNORECASE,
 )
 STANDARD = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
+
+
+@contextmanager
+def explained(
+    translate: Callable[[Exception, str, str], KilnError], repo: str, revision: str
+) -> Iterator[None]:
+    """Turn a hub client's exceptions into errors with a remedy; `translate` knows the client."""
+    try:
+        yield
+    except KilnError:
+        raise
+    except Exception as error:
+        raise translate(error, repo, revision) from error
 
 
 @dataclass(frozen=True, kw_only=True)
