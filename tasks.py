@@ -447,8 +447,8 @@ def test(c: Context, path: str = "", unit: bool = False, args: str = "") -> None
 def bench(c: Context, only: str = "", repeat: int = 5, json: str = "") -> None:
     """Measure what edgekiln itself costs: each figure is a median, with its spread.
 
-    Measurements: nothing-to-do, stat-index, side-by-side, overhead, image. They take minutes
-    and want a machine that does nothing else.
+    Measurements: nothing-to-do, stat-index, side-by-side, overhead, image, qnn, qnn-1b. They take
+    minutes, the last the better part of an hour, and want a machine that does nothing else.
 
     Examples:
       kiln bench

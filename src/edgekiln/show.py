@@ -34,7 +34,12 @@ def summary(done: Mapping[str, Done]) -> str:
 def stage_figures(done: Mapping[str, Done]) -> dict[str, Any]:
     """The same for machines."""
     return {
-        name: {"ran": d.ran, "seconds": round(d.seconds, 3), "size": d.entry.size}
+        name: {
+            "ran": d.ran,
+            "seconds": round(d.seconds, 3),
+            "peak_memory": d.entry.meta.get("peak_memory"),
+            "size": d.entry.size,
+        }
         for name, d in done.items()
     }
 

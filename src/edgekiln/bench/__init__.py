@@ -23,6 +23,8 @@ MEASUREMENTS = {
     "side-by-side": "together",
     "overhead": "overhead",
     "image": "image",
+    "qnn": "qnn",
+    "qnn-1b": "qnn_large",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import statistics
@@ -91,13 +92,25 @@ class Context:
 
 def kiln(arguments: list[str], cache: Path, cwd: Path) -> float:
     """Run a command line in a process of its own; seconds. Raises StageError if it fails."""
+    return _finished(arguments, cache, cwd)[0]
+
+
+def results(arguments: list[str], cache: Path, cwd: Path) -> dict[str, Any]:
+    """What a build found out, by name. Raises StageError if it fails."""
+    _, said = _finished([*arguments, "--json"], cache, cwd)
+    events = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    return {e["name"]: e["value"] for e in events if e["event"] == "result"}
+
+
+def _finished(arguments: list[str], cache: Path, cwd: Path) -> tuple[float, str]:
+    """Seconds, and everything that was printed."""
     with start(arguments, cache, cwd) as process:
         began = process.began
         said, _ = process.communicate()
         spent = time.perf_counter() - began
     if process.returncode:
         raise StageError(f"kiln {' '.join(arguments)} failed", why=said.strip()[-300:])
-    return spent
+    return spent, said
 
 
 class Started(subprocess.Popen[str]):

@@ -1,4 +1,4 @@
-"""A model directory of 2 GB with random weights: a Llama of about a thousand million numbers."""
+"""Model directories of billions of bytes with random weights, shaped like real ones."""
 
 from __future__ import annotations
 
@@ -21,12 +21,32 @@ _SHAPE = {
     "num_key_value_heads": 8,
     "head_dim": 64,
 }
+# Llama-3.2-1B's own shape, from its published config.json; the tokenizer stays the example's.
+_LLAMA_1B = {
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "vocab_size": 128256,
+    "tie_word_embeddings": True,
+}
 _SHARDS = 4
 
 
 def two_gigabytes(context: Context) -> Path:
+    """A Llama of 2.0 GB."""
+    return _made(context.scratch / "random-2gb", _SHAPE)
+
+
+def llama_1b(context: Context) -> Path:
+    """A model of the shape of Llama-3.2-1B: 2.5 GB."""
+    return _made(context.scratch / "random-1b", _LLAMA_1B)
+
+
+def _made(place: Path, shape: dict[str, Any]) -> Path:
     """The directory; made once a run. Tokenizer and texts are the example's."""
-    place = context.scratch / "random-1b"
     if (place / "config.json").is_file():
         return place
     from edgekiln.models import resolve
@@ -36,7 +56,7 @@ def two_gigabytes(context: Context) -> Path:
     for file in example.iterdir():
         if file.suffix in (".json", ".jinja") and "index" not in file.name:
             shutil.copyfile(file, place / file.name)
-    config = {**json.loads((example / "config.json").read_text()), **_SHAPE}
+    config = {**json.loads((example / "config.json").read_text()), **shape}
     config["torch_dtype"] = config["dtype"] = "float16"
     _weights(place, config)
     (place / "config.json").write_text(json.dumps(config, indent=1))

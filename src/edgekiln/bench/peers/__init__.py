@@ -1,0 +1,1 @@
+"""What edgekiln is measured beside: other tools doing the same work their own way."""
