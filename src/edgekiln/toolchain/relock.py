@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from edgekiln.engine import Engine
 
 PLATFORM = "linux/amd64"
-_MANYLINUX = "x86_64-manylinux_2_28"
+# The glibc of each release that bases are of: the newest wheels that run on it.
+_GLIBC = {"bookworm": "2_36", "jammy": "2_35"}
 
 
 def lock(name: str, progress: Progress) -> Path:
@@ -163,13 +164,19 @@ def resolve(
     with tempfile.TemporaryDirectory(prefix="edgekiln-lock-") as scratch:
         asked, found = Path(scratch, "asked.in"), Path(scratch, "pylock.toml")
         asked.write_text("\n".join(requirements) + "\n", encoding="utf-8")
-        for_images = ["--python-version", what.python, "--python-platform", _MANYLINUX]
+        for_images = ["--python-version", what.python, "--python-platform", _platform(what.base)]
         options = ["--format", "pylock.toml", "--only-binary", ":all:", *for_images]
         options += ["--no-deps"] if exact else []
         command = [str(host_uv(pip, progress)), "pip", "compile", "--quiet", *options]
         _uv([*command, "--output-file", str(found), str(asked)], env)
         packages = _toml(found)["packages"]
     return _with_sizes([_wheel(package) for package in packages], packages, pip)
+
+
+def _platform(base: str) -> str:
+    """What uv calls a Linux whose glibc is the base's."""
+    what = read_definition(BaseDefinition, folder() / "bases" / f"{base}.yaml")
+    return f"x86_64-manylinux_{_GLIBC[what.release]}"
 
 
 def _uv(command: list[str], env: dict[str, str]) -> None:
