@@ -72,7 +72,7 @@ def prepare(recipe: Recipe, settings: Settings, reporter: Reporter) -> Job:
     pipeline = backend.plan(options, models)
     names = {s.toolchain for s in pipeline.stages}
     toolchains = {n: load_toolchain(n, base=settings.base) for n in sorted(names)}
-    place = settings.out or Path("build") / models["model"].name / backend.name
+    place = settings.out or Path("build") / models["model"].name / backend.variant(options)
     return Job(
         recipe=recipe,
         backend=backend,
@@ -212,7 +212,8 @@ def examine(job: Job, planned: list[Planned], limits: Limits) -> list[doctor.Che
     store = sum(s.disk for s in todo)
     needs = [(home(), store, "the store"), (job.place, store, "the bundle")]
     memory = doctor.check_memory(hungriest.memory, limits.memory, f"stage {hungriest.name}")
-    return [memory, *doctor.check_disk(needs)]
+    gpus = [doctor.check_vram(s.vram, f"stage {s.name}") for s in todo if s.vram]
+    return [memory, *gpus, *doctor.check_disk(needs)]
 
 
 def _refuse_early(checks: list[doctor.Check]) -> None:

@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -149,15 +149,19 @@ def _flags(spec: Spec) -> list[inspect.Parameter]:
     return [inspect.Parameter(spec.name, kind, default=None)]
 
 
-def option_help(specs: Iterable[Spec]) -> dict[str, str]:
-    """The help of each option's flags: what it does, what it accepts, its default."""
-    found: dict[str, str] = {}
-    for spec in specs:
-        name = spec.name.replace("_", "-")
-        found[name] = f"[{spec.group}] {spec.help} ({_accepts(spec)})"
-        if spec.type is bool:
-            found[f"no-{name}"] = f"[{spec.group}] the opposite of --{name}"
-    return found
+def option_help(backends: Mapping[str, Iterable[Spec]]) -> dict[str, str]:
+    """The help of each option's flags: whose it is, what it does, what it accepts, its default.
+
+    A flag that two backends have says what it is to each of them.
+    """
+    found: dict[str, list[str]] = {}
+    for backend, specs in backends.items():
+        for spec in specs:
+            name, whose = spec.name.replace("_", "-"), f"[{backend} {spec.group}]"
+            found.setdefault(name, []).append(f"{whose} {spec.help} ({_accepts(spec)})")
+            if spec.type is bool:
+                found.setdefault(f"no-{name}", []).append(f"{whose} the opposite of --{name}")
+    return {name: "; ".join(texts) for name, texts in found.items()}
 
 
 def _accepts(spec: Spec) -> str:

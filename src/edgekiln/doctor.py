@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,37 @@ def check_memory(need: int, have: int, what: str) -> Check:
         remedy="close other programs, use a larger machine, or say --force to try all the same",
     )
     return Check(name="memory", found=found, error=error)
+
+
+def check_vram(need: int, what: str) -> Check:
+    """Whether the largest GPU has room for a stage that wants one."""
+    have = max(free_vram(), default=0)
+    found = f"{units.size(have)} free on a GPU, {units.size(need)} needed by {what}"
+    if need <= have:
+        return Check(name="GPU memory", found=found)
+    error = OutOfMemoryError(
+        f"{what} needs about {units.size(need)} of a GPU's memory, "
+        + (f"{units.size(have)} are free" if have else "and nvidia-smi shows no GPU"),
+        why="on the processor alone it would take days"
+        if not have
+        else "it would stop half-way for want of memory",
+        remedy="use a machine with such a GPU, or --quantizer edgekiln, which needs none; or say "
+        "--force to try all the same",
+    )
+    return Check(name="GPU memory", found=found, error=error)
+
+
+def free_vram() -> list[int]:
+    """Free bytes of each NVIDIA GPU, as nvidia-smi tells them; nothing where there is none."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    command = [tool, "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [int(line) << 20 for line in done.stdout.split() if line.isdigit()]
 
 
 def check_disk(needs: Iterable[tuple[Path, int, str]]) -> list[Check]:

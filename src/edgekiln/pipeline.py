@@ -41,8 +41,8 @@ class Output:
 class Stage:
     """One program from scripts/ run in one image.
 
-    `memory` and `disk` are estimates in bytes for doctor and for running stages side by side;
-    they are not part of the key.
+    `memory`, `disk` and `vram` (of a GPU) are estimates in bytes for doctor and for running stages
+    side by side; they are not part of the key.
     """
 
     name: str
@@ -53,6 +53,7 @@ class Stage:
     params: Mapping[str, JSON] = field(default_factory=dict)
     memory: int = 1 << 30
     disk: int = 0
+    vram: int = 0
 
     def after(self) -> frozenset[str]:
         """The stages whose outputs this one reads."""

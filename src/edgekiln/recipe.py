@@ -52,7 +52,23 @@ class Recipe:
                 remedy=nearest(self.preset, presets),
             )
         values = {**presets[self.preset], **self.options}
+        self._refuse_others(backend)
         return parse(backend.options, values, where=self.where)
+
+    def _refuse_others(self, backend: Backend) -> None:
+        """An option of another backend gets that said: its flag is one that `build` takes."""
+        from edgekiln.backends import options_by_backend
+
+        known = specs(backend.options)
+        for name in (n for n in self.options if n not in known):
+            owners = [b for b, own in options_by_backend().items() if name in {s.name for s in own}]
+            if owners:
+                close = nearest(name, known)
+                every = f"`kiln help build` shows which options are those of {backend.name}"
+                raise UsageError(
+                    f"{self.where}.{name} is for {' and '.join(owners)}, not for {backend.name}",
+                    remedy=close if close.startswith("did you mean") else every,
+                )
 
 
 def list_recipes() -> list[str]:

@@ -1,4 +1,4 @@
-"""The ways to the runtimes: mnn. Each is a module here with a BACKEND, loaded when asked for."""
+"""The ways to the runtimes: mnn, qnn. Each is a module here with a BACKEND, loaded when asked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from edgekiln.backends.base import Backend
     from edgekiln.options import Spec
 
-_NAMES = ("mnn",)
+_NAMES = ("mnn", "qnn")
 
 
 def list_backends() -> list[str]:
@@ -33,11 +33,16 @@ def option_specs() -> list[Spec]:
 
     Raises TypeError where two backends give one name to options of two types.
     """
-    from edgekiln.options import specs
-
     found: dict[str, Spec] = {}
-    for name in _NAMES:
-        for spec in specs(load_backend(name).options).values():
+    for each in options_by_backend().values():
+        for spec in each:
             if found.setdefault(spec.name, spec).type is not spec.type:
                 raise TypeError(f"option {spec.name} has two types")
     return list(found.values())
+
+
+def options_by_backend() -> dict[str, list[Spec]]:
+    """Each backend's options: two may have one name for what differs in help and default."""
+    from edgekiln.options import specs
+
+    return {name: list(specs(load_backend(name).options).values()) for name in _NAMES}

@@ -54,6 +54,9 @@ class Backend(Protocol):
     def presets(self) -> Mapping[str, Mapping[str, Value]]:
         """Named sets of options; `default` is always there."""
 
+    def variant(self, options: Any) -> str:
+        """The bundle's folder in build/MODEL/: the backend, and the chip where it is for one."""
+
     def models(self, options: Any) -> Mapping[str, str]:
         """Models the build needs beside its own (a draft, say): role to reference."""
 

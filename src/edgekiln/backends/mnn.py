@@ -53,6 +53,10 @@ class Mnn:
         found: Mapping[str, Mapping[str, Value]] = data()["presets"]
         return found
 
+    def variant(self, options: MnnOptions) -> str:
+        """One bundle serves every phone."""
+        return self.name
+
     def models(self, options: MnnOptions) -> Mapping[str, str]:
         """The draft model, where one is asked for."""
         return {"draft": options.draft_model} if options.draft_model else {}
