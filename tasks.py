@@ -13,7 +13,7 @@ from invoke.tasks import Task, task
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
 from edgekiln import cli
-from edgekiln.backends import option_specs
+from edgekiln.backends import option_specs, options_by_backend
 
 _OPTIONS = option_specs()
 _DEBUG = {"debug": "show Python's traceback when something fails"}
@@ -32,18 +32,18 @@ _TOOLCHAIN = {"name": "the toolchain, as `kiln toolchains list` names it"}
     help={
         **_COMMON,
         **_PICKLE,
-        "backend": "the runtime to build for: mnn. This or --recipe must be given",
+        "backend": "the runtime to build for: mnn, qnn. This or --recipe must be given",
         "model": f"{_MODEL} (the last is the default)",
         "recipe": "a ready build: a name from `kiln recipes list` or a YAML file of your own",
-        "preset": "a named set of options: default, precision, memory, extreme-speed",
+        "preset": "a set of options: default, precision; mnn: memory, extreme-speed; qnn: small",
         "executor": "auto (docker where an engine answers, else native), docker, native",
         "memory-limit": "the most a stage may use, e.g. 12g (default: what is free, less 768 MB)",
-        "out": "where the bundle goes (default: build/MODEL/BACKEND)",
+        "out": "where the bundle goes (default: build/MODEL/BACKEND; qnn: build/MODEL/qnn-SOC)",
         "base": "build the images on another base: debian-12, or any image the engine can have",
         "dry-run": "show the plan and what it needs; make nothing (a model is still fetched)",
         "force": "start although memory or disk look too small",
         "refresh": "ask the Hub again which commit the model's branch is at",
-        **cli.option_help(_OPTIONS),
+        **cli.option_help(options_by_backend()),
     },
 )
 @cli.with_options(_OPTIONS)
@@ -73,6 +73,8 @@ def build(
       kiln build --backend mnn --model ~/models/Qwen3-1.7B --preset memory
       kiln build --recipe qwen3-1.7b-mnn-extreme-speed --dry-run
       kiln build --backend mnn --quant-bit 8 --no-hqq --backend-type opencl
+      kiln build --backend qnn --soc "8 Elite"
+      kiln build --backend qnn --soc sm8650 --preset precision --context-length 2048
     """
     from edgekiln.build import Settings
     from edgekiln.build import build as run
@@ -159,7 +161,7 @@ def images_build(c: Context, name: str, base: str = "", frozen: bool = False) ->
 )
 @cli.command
 def images_verify(c: Context, name: str) -> None:
-    """Run images/NAME/verify inside the finished image: it proves what the image is for.
+    """Run the image's verify inside it: it proves that it is as locked and does what it is for.
 
     Example: kiln images verify mnn
     """
