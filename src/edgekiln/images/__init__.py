@@ -1,7 +1,7 @@
 """Toolchains as images: built from their locks, proved by their own verify, named by both.
 
 A tag says what is inside (the toolchain's digest) and how it got there (a digest over the
-Dockerfile, verify and the installers), so an image that exists is the right one.
+Dockerfile, verify, its checks and the installers), so an image that exists is the right one.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from edgekiln.progress import Progress
     from edgekiln.toolchain import Toolchain
 
-SHARED = ("provision.py", "bytecode.py", "apt-install")
-_OWN = ("Dockerfile", "verify")
+SHARED = ("Dockerfile", "verify", "provision.py", "bytecode.py", "apt-install")
+_OWN = ("checks.py",)
 
 
 def recipe_files(name: str) -> dict[str, Path]:
-    """The files an image is made by: its own two and the installers all images share."""
+    """The files an image is made by: its own checks, and what all images share."""
     folder = project() / "images"
     files = {part: folder / name / part for part in _OWN} | {p: folder / p for p in SHARED}
     missing = [str(path) for path in files.values() if not path.is_file()]
     if missing:
-        known = [path.parent.name for path in folder.glob("*/Dockerfile")]
+        known = [path.parent.name for path in folder.glob("*/checks.py")]
         raise ImageError(f"there is no image {name}", remedy=nearest(name, known))
     return files
 

@@ -112,8 +112,9 @@ def _kept(toolchain: Toolchain) -> dict[str, Path]:
     """What lies beside the environment, as in an image."""
     from edgekiln.toolchain import folder
 
-    verify = project() / "images" / toolchain.name / "verify"
-    return {"verify": verify, "lock.json": folder() / f"{toolchain.name}.lock.json"}
+    images = project() / "images"
+    proof = {"verify": images / "verify", "checks.py": images / toolchain.name / "checks.py"}
+    return {**proof, "lock.json": folder() / f"{toolchain.name}.lock.json"}
 
 
 def _run(command: list[str], env: Mapping[str, str], path: Path, progress: Progress) -> None:

@@ -1,0 +1,75 @@
+"""Every toolchain's image: proved by its own verify, small, nobody's, and said to be what it is."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from edgekiln import images
+from edgekiln.engine import Engine
+from edgekiln.progress import Silent
+from edgekiln.toolchain import load_toolchain
+from tests.images.content import called
+
+pytestmark = pytest.mark.engine
+
+GIGABYTE = 1_000_000_000
+# What verify must have shown, beyond what it shows of every image, and how large one may be.
+PROOFS = {
+    "mnn": ("torch", "MNN converts", "llmexport 0.0.5", "LLM runtime"),
+    "qnn": ("compiles for SoC 69, all of it on the HTP", "HTP emulation", "Genie 1.21"),
+}
+SIZES = {"mnn": 1.3, "qnn": 0.65}
+
+
+@pytest.fixture(scope="module", params=sorted(PROOFS))
+def name(request: pytest.FixtureRequest) -> str:
+    """Each toolchain that has an image of this machine's making."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def image(engine: Engine, name: str) -> str:
+    """Its image's tag."""
+    return images.build(engine, load_toolchain(name), Silent())
+
+
+def test_verify_proves_the_image_in_a_container_without_a_network(name: str, image: str) -> None:
+    from testcontainers.core.container import DockerContainer
+
+    container = DockerContainer(image).with_command("sleep 300")
+    with container.with_kwargs(network_mode="none", cap_drop=["ALL"]) as running:
+        code, output = running.exec(["/opt/edgekiln/verify"])
+    assert isinstance(output, bytes)
+    said = output.decode()
+    lines = [line for line in said.splitlines() if line.startswith("ok ")]
+    assert code == 0, said
+    for proof in ("locked versions", *PROOFS[name]):
+        assert any(proof in line for line in lines), proof
+
+
+def test_labels_say_what_the_image_is(engine: Engine, name: str, image: str) -> None:
+    found = engine.image(image)
+    assert found is not None
+    labels, toolchain = found["Config"]["Labels"], load_toolchain(name)
+    assert labels["io.edgekiln.toolchain"] == name
+    assert labels["io.edgekiln.toolchain.lock"] == f"sha256:{toolchain.digest}"
+    assert labels["org.opencontainers.image.description"] == toolchain.summary
+    assert labels["org.opencontainers.image.base.digest"].startswith("sha256:")
+
+
+def test_the_image_runs_as_nobody(engine: Engine, image: str) -> None:
+    assert called(engine, ["run", "--rm", image, "id", "-u"]) == "65534"
+
+
+def test_the_image_is_small(engine: Engine, name: str, image: str) -> None:
+    found = engine.image(image)
+    assert found is not None
+    assert found["Size"] < SIZES[name] * GIGABYTE
+
+
+def test_what_differs_from_the_lock_can_be_asked(engine: Engine, name: str, image: str) -> None:
+    said = called(engine, ["run", "--rm", image, "/opt/edgekiln/verify", "--json"])
+    inside = json.loads(said.splitlines()[-1])["drift"]
+    assert set(inside) <= set(images.drift(engine, load_toolchain(name)))
