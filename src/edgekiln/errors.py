@@ -117,6 +117,20 @@ class QualityError(KilnError):
     kind = "quality"
 
 
+class DeviceError(KilnError):
+    """No phone, one that may not be used, or one on which something went wrong."""
+
+    exit_code = 14
+    kind = "device"
+
+
+class ArtifactError(KilnError):
+    """A file that is of no known kind, or damaged."""
+
+    exit_code = 15
+    kind = "artifact"
+
+
 def nearest(wrong: str, right: Iterable[str]) -> str:
     """A remedy that names the closest of `right`, or lists them all when none is close."""
     known = sorted(right)
