@@ -289,14 +289,19 @@ def _scaling(merged: Mapping[str, Any]) -> Mapping[str, float] | None:
             remedy="take rope_scaling out of config.json to use the model at its own length "
             "where its makers allow that, or choose another model",
         )
-    return {key: _positive(merged, key, 0) or _without(key) for key in LLAMA3_KEYS}
-
-
-def _without(key: str) -> float:
-    raise BadInput(
-        f"the llama3 rope scaling in config.json has no {key}",
-        remedy="take config.json as the model's makers published it",
-    )
+    missing = [key for key in LLAMA3_KEYS if merged.get(key) is None]
+    if missing:
+        raise BadInput(
+            f"the llama3 rope scaling in config.json has no {missing[0]}",
+            remedy="take config.json as the model's makers published it",
+        )
+    scaling = {key: _positive(merged, key, 0) for key in LLAMA3_KEYS}
+    if not scaling["low_freq_factor"] < scaling["high_freq_factor"]:
+        raise BadInput(
+            "high_freq_factor of the llama3 rope scaling is not above its low_freq_factor",
+            remedy="take config.json as the model's makers published it",
+        )
+    return scaling
 
 
 def _window(config: Mapping[str, Any], family: str, layers: int) -> int | None:

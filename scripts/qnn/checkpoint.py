@@ -9,6 +9,7 @@ allowed. Format: 8 bytes of header length (little endian), the header as JSON
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,7 @@ class Checkpoint:
         """
         stored = self.expect(name, shape)
         dtype = _STORED[stored.dtype]
-        width = int(np.prod(shape[1:], dtype=np.int64))
+        width = math.prod(shape[1:])
         step = max(1, BLOCK // (4 * width))
         with stored.file.open("rb", buffering=0) as file:
             file.seek(stored.offset)
@@ -107,7 +108,7 @@ def _files(folder: Path) -> list[Path]:
         )
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"{INDEX} cannot be read: {error}", remedy="fetch the model again") from None
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
@@ -131,20 +132,21 @@ def _header(file: Path) -> dict[str, Stored]:
             raise _broken(file, f"its header cannot be read ({error})") from None
     for name, stored in found.items():
         width = _STORED[stored.dtype].itemsize if stored.dtype in _STORED else 0
-        if stored.offset + width * int(np.prod(stored.shape, dtype=np.int64)) > size:
+        if stored.offset + width * math.prod(stored.shape) > size:
             raise _broken(file, f"it ends before tensor {name} does")
     return found
 
 
 def _stored(file: Path, base: int, entry: dict[str, Any]) -> Stored:
     first, last = entry["data_offsets"]
-    shape = tuple(int(n) for n in entry["shape"])
-    dtype = str(entry["dtype"])
-    if dtype in _STORED and last - first != _STORED[dtype].itemsize * int(
-        np.prod(shape, dtype=np.int64)
-    ):
+    shape, dtype = entry["shape"], str(entry["dtype"])
+    numbers = [first, last, *shape]
+    if not all(isinstance(number, int) and number >= 0 for number in numbers):
+        raise ValueError("a shape or an offset is no number")
+    wide = _STORED[dtype].itemsize if dtype in _STORED else None
+    if wide is not None and last - first != wide * math.prod(shape):
         raise ValueError("a tensor's length does not fit its shape")
-    return Stored(file=file, dtype=dtype, shape=shape, offset=base + int(first))
+    return Stored(file=file, dtype=dtype, shape=tuple(shape), offset=base + first)
 
 
 def _broken(file: Path, why: str) -> BadInput:

@@ -1,0 +1,54 @@
+"""Run by the qnn toolchain's Python with scripts/ and scripts/qnn on its path.
+
+GRAPH REFERENCE.npz DECODED → one line of JSON: how far the graph's logits are from the
+reference's, when all but the last DECODED tokens go in by chunks and those one by one.
+"""
+
+DRIVE = """
+import json, sys
+from pathlib import Path
+import numpy as np
+import chunks
+
+folder, decoded = Path(sys.argv[1]), int(sys.argv[3])
+reference = np.load(sys.argv[2])
+ids, logits = reference["ids"].tolist(), reference["logits"]
+runner = chunks.Runner(folder=folder, cpus=2)
+first = len(ids) - decoded
+
+def far(got, rows=slice(None)):
+    return float(np.abs(got - logits[rows]).max())
+
+told = {}
+prefill = runner.run(ids[:first])
+told["prefill"] = far(prefill, slice(first))
+told["decode"] = far(np.concatenate([runner.run([i], tokens=1) for i in ids[first:]]),
+                     slice(first, None))
+runner.clear()
+told["left"] = far(runner.run(ids[:first], left=True), slice(first))
+runner.clear()
+told["other_tokens"] = far(runner.run(ids, tokens=7))
+
+spec = chunks.read_spec(folder)
+texts = [ids, ids[: first // 2]]
+rows = [[], []]
+
+def heard(part, chunk, outputs):
+    if part["name"] == "head":
+        rows[chunk.text].append(outputs["logits"][0, chunk.rows])
+
+cut = chunks.split(texts, spec["prefill"], spec["context"])
+told["parts"] = list(chunks.sweep(folder, cut, heard, cpus=2))
+told["sweep"] = far(np.concatenate(rows[0]))
+told["sweep_second"] = far(np.concatenate(rows[1]), slice(len(texts[1])))
+asked = []
+for _ in chunks.sweep(folder, cut, lambda p, c, o: asked.append(c.start) if p["name"] == "head"
+                      else None, cpus=2, wanted=lambda chunk: chunk.start == 0):
+    pass
+told["head_ran_for"] = asked
+runner.clear()
+told["answer"] = runner.answer(ids[:first], 5)
+told["likeliest"] = int(logits[first - 1].argmax())
+told["largest"] = float(np.abs(logits).max())
+print(json.dumps(told))
+"""
