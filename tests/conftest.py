@@ -75,15 +75,33 @@ def mnn() -> Toolchain:
 
 
 @pytest.fixture(scope="session")
-def mnn_python(mnn: Toolchain) -> Path:
-    """The Python of mnn's native prefix, filled if it is not there yet."""
+def qnn() -> Toolchain:
+    """The qnn toolchain, as it is locked."""
+    from edgekiln.toolchain import load_toolchain
+
+    return load_toolchain("qnn")
+
+
+def _python(toolchain: Toolchain) -> Path:
     from edgekiln.errors import EngineError
     from edgekiln.prefix import build_prefix
 
     try:
-        return build_prefix(mnn, Silent())
+        return build_prefix(toolchain, Silent())
     except EngineError as error:
         pytest.skip(f"{error.what}: {error.why}")
+
+
+@pytest.fixture(scope="session")
+def mnn_python(mnn: Toolchain) -> Path:
+    """The Python of mnn's native prefix, filled if it is not there yet."""
+    return _python(mnn)
+
+
+@pytest.fixture(scope="session")
+def qnn_python(qnn: Toolchain) -> Path:
+    """The Python of qnn's native prefix, filled if it is not there yet."""
+    return _python(qnn)
 
 
 @pytest.fixture(scope="session")

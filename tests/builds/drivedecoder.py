@@ -52,3 +52,29 @@ told["likeliest"] = int(logits[first - 1].argmax())
 told["largest"] = float(np.abs(logits).max())
 print(json.dumps(told))
 """
+
+# GRAPH TOKENS → one line of JSON: what differs in the graph for another number of tokens.
+RETARGET = """
+import json, sys
+from pathlib import Path
+import onnxfile, shapes
+
+whole = onnxfile.load(Path(sys.argv[1]) / onnxfile.MODEL)
+narrow = shapes.retarget(whole, int(sys.argv[2]))
+context = shapes.context_of(whole)
+refused = []
+for tokens in (0, context):
+    try:
+        shapes.retarget(whole, tokens)
+    except ValueError as error:
+        refused.append(str(error))
+print(json.dumps({
+    "tokens": shapes.tokens_of(narrow),
+    "back": shapes.retarget(narrow, shapes.tokens_of(whole)) == whole,
+    "same_constants": list(narrow.graph.initializer) == list(whole.graph.initializer),
+    "same_nodes": list(narrow.graph.node) == list(whole.graph.node),
+    "inputs": {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
+               for v in narrow.graph.input},
+    "refused": refused,
+}))
+"""

@@ -13,6 +13,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 sys.path[:0] = [str(SCRIPTS), str(SCRIPTS / "qnn")]
 
 import architecture  # noqa: E402
+
 from stagekit import BadInput  # noqa: E402
 
 LLAMA: dict[str, Any] = {

@@ -17,6 +17,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 sys.path[:0] = [str(SCRIPTS), str(SCRIPTS / "qnn")]
 
 import checkpoint  # noqa: E402
+
 from stagekit import BadInput  # noqa: E402
 
 RANDOM = np.random.default_rng(5)
@@ -100,7 +101,7 @@ def test_a_number_that_is_not_finite_names_its_tensor(
     write(tmp_path / checkpoint.SINGLE, {"good": (eighths(4), dtype), "bad": (values, dtype)})
     read = checkpoint.Checkpoint(tmp_path)
     read.whole("good", (4,))
-    with pytest.raises(BadInput, match="tensor bad .*not finite"):
+    with pytest.raises(BadInput, match=r"tensor bad .*not finite"):
         read.whole("bad", (9, 3))
 
 
