@@ -302,11 +302,14 @@ def toolchains_show(c: Context, name: str) -> None:
         **_DEBUG,
         "name": "one toolchain or base, e.g. mnn or debian-12 (default: all of them)",
         "check": "change nothing; say what has drifted, and leave with 4 if anything has",
+        "packages": "with --no-packages: leave the distribution's packages open, lock the rest",
     },
     auto_shortflags=False,
 )
 @cli.command
-def toolchains_lock(c: Context, name: str = "", check: bool = False) -> None:
+def toolchains_lock(
+    c: Context, name: str = "", check: bool = False, packages: bool = True
+) -> None:
     """Make a toolchain's lock anew; with --check only say what has drifted.
 
     A lock is made after toolchains/NAME.yaml was changed. docs/images-and-locks.md says more.
@@ -317,7 +320,7 @@ def toolchains_lock(c: Context, name: str = "", check: bool = False) -> None:
     """
     from edgekiln.commands import toolchains_lock as run
 
-    run(name, check=check)
+    run(name, check=check, packages=packages)
 
 
 @task(name="list", help=_DEBUG, auto_shortflags=False)

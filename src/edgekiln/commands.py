@@ -166,10 +166,12 @@ def toolchains_show(name: str) -> None:
     print(f"python   {t.python}\nuv       {t.lock.uv.version} sha256:{t.lock.uv.sha256}\n")
     wheels = [(w.name, w.version, f"sha256:{w.sha256}") for w in t.lock.wheels]
     debs = [(d.name, d.version, f"sha256:{d.sha256}") for d in t.lock.debs]
+    if not t.lock.packages_locked:
+        debs = [(name, "", "as the release has it: never locked") for name in t.apt]
     print(table([*wheels, *debs], ("package", "version", "digest")))
 
 
-def toolchains_lock(name: str, *, check: bool) -> None:
+def toolchains_lock(name: str, *, check: bool, packages: bool = True) -> None:
     """Lock a toolchain, or all of them; with `check` say what has drifted and change nothing."""
     from edgekiln.toolchain import list_bases, list_toolchains, relock
 
@@ -177,7 +179,7 @@ def toolchains_lock(name: str, *, check: bool) -> None:
     for each in [name] if name else [*list_bases(), *list_toolchains()]:
         with _task(each) as task:
             if not check:
-                print(relock.lock(each, task))
+                print(relock.lock(each, task, packages=packages))
                 continue
             found = relock.check(each, task)
         drifted |= bool(found)

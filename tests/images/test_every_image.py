@@ -17,10 +17,11 @@ pytestmark = pytest.mark.engine
 GIGABYTE = 1_000_000_000
 # What verify must have shown, beyond what it shows of every image, and how large one may be.
 PROOFS = {
+    "aimet": ("torch", "by the rules htp_v79"),
     "mnn": ("torch", "MNN converts", "llmexport 0.0.5", "LLM runtime"),
     "qnn": ("compiles for SoC 69, all of it on the HTP", "HTP emulation", "Genie 1.21"),
 }
-SIZES = {"mnn": 1.3, "qnn": 0.65}
+SIZES = {"aimet": 1.5, "mnn": 1.3, "qnn": 0.65}
 
 
 @pytest.fixture(scope="module", params=sorted(PROOFS))

@@ -95,6 +95,13 @@ def test_a_wheel_with_a_digit_missing_in_its_size_names_its_place(tmp_path: Path
         read_lock(Lock, tmp_path / "x.lock.json", remedy="")
 
 
+def test_what_is_left_out_of_a_toolchain_is_not_in_its_lock() -> None:
+    lock = wheel_lock("aimet")
+    assert set(lock.definition.without) == {"onnx2torch", "hvplot", "osqp", "pybind11"}
+    left_out = {"torchvision", "panel", *lock.definition.without}
+    assert not left_out & {wheel.name for wheel in lock.wheels}
+
+
 def test_a_base_lock_knows_the_registry_digest() -> None:
     path = toolchain.folder() / "bases" / "debian-12.lock.json"
     assert read_lock(BaseLock, path, remedy="").image_digest.startswith("sha256:")

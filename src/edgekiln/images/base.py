@@ -171,8 +171,14 @@ def _from_packages(
         reference=reference,
         origin=f"mmdebstrap {lock.definition.release} {base.digest}",
         sources=made.sources,
-        drift=tuple(drift_of(lock.debs, made.debs)),
+        drift=tuple(_drift(lock, made.debs)),
     )
+
+
+def _drift(lock: BaseLock, found: tuple[Deb, ...]) -> list[str]:
+    if lock.debs:
+        return drift_of(lock.debs, found)
+    return [f"{lock.definition.name}: its {len(found)} packages were never locked"]
 
 
 def drift_of(locked: tuple[Deb, ...], found: tuple[Deb, ...]) -> list[str]:

@@ -67,6 +67,12 @@ class Definition:
     python: str = field("Python's minor version, e.g. 3.11; the base's own")
     apt: tuple[str, ...] = field("packages of the distribution", default=())
     requirements: tuple[str, ...] = field("Python packages, as in a requirements file", default=())
+    overrides: tuple[str, ...] = field(
+        "Python packages at these versions, whatever other packages ask for", default=()
+    )
+    without: tuple[str, ...] = field(
+        "Python packages that others ask for and that are left out", default=()
+    )
     places: tuple[str, ...] = field("further indexes for wheels, used when they answer", default=())
     env: Mapping[str, str] = field("environment of every stage", default_factory=dict)
     imports: tuple[str, ...] = field(
@@ -76,13 +82,16 @@ class Definition:
 
 @dataclass(frozen=True, kw_only=True)
 class BaseLock:
-    """toolchains/bases/NAME.lock.json: the image's digest, and the same release as packages."""
+    """toolchains/bases/NAME.lock.json: the image's digest, and the same release as packages.
+
+    Without `debs` the image's digest alone is locked: what mmdebstrap makes is not compared.
+    """
 
     format: int
     definition: BaseDefinition
     definition_sha256: str
     platform: str
-    debs: tuple[Deb, ...]
+    debs: tuple[Deb, ...] = ()
 
     @property
     def image_digest(self) -> str:
@@ -92,7 +101,10 @@ class BaseLock:
 
 @dataclass(frozen=True, kw_only=True)
 class Lock:
-    """toolchains/NAME.lock.json."""
+    """toolchains/NAME.lock.json.
+
+    Without `debs`, though the definition asks for packages, the wheels alone are locked.
+    """
 
     format: int
     definition: Definition
@@ -102,6 +114,11 @@ class Lock:
     uv: Wheel
     wheels: tuple[Wheel, ...]
     debs: tuple[Deb, ...] = ()
+
+    @property
+    def packages_locked(self) -> bool:
+        """Whether the distribution's packages are pinned too."""
+        return bool(self.debs) or not self.definition.apt
 
 
 def digest(lock: Lock | BaseLock, *, extra: str = "") -> str:

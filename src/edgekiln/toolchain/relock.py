@@ -42,10 +42,14 @@ PLATFORM = "linux/amd64"
 _GLIBC = {"bookworm": "2_36", "jammy": "2_35"}
 
 
-def lock(name: str, progress: Progress) -> Path:
-    """Lock a toolchain (or a base) anew and return the lock's path."""
+def lock(name: str, progress: Progress, *, packages: bool = True) -> Path:
+    """Lock a toolchain (or a base) anew and return the lock's path.
+
+    Without `packages` the distribution's are left open, for where its archive does not answer:
+    a toolchain is locked by its wheels then, a base by its image's digest.
+    """
     if _is_base(name):
-        return _lock_base(name, progress)
+        return _lock_base(name, progress, packages)
     path = folder() / f"{name}.yaml"
     what = read_definition(Definition, path)
     base = load_base(what.base)
@@ -57,7 +61,7 @@ def lock(name: str, progress: Progress) -> Path:
         base_sha256=base.digest,
         uv=PINNED,
         wheels=tuple(resolve(what.requirements, what, pip_settings(), progress)),
-        debs=tuple(resolve_debs(what.apt, base, progress)),
+        debs=tuple(resolve_debs(what.apt, base, progress)) if packages else (),
     )
     target = path.with_name(f"{name}.lock.json")
     write_lock(made, target)
@@ -73,7 +77,7 @@ def _is_base(name: str) -> bool:
     return (folder() / "bases" / f"{name}.yaml").is_file()
 
 
-def _lock_base(name: str, progress: Progress) -> Path:
+def _lock_base(name: str, progress: Progress, packages: bool) -> Path:
     path = folder() / "bases" / f"{name}.yaml"
     what = read_definition(BaseDefinition, path)
     made = BaseLock(
@@ -81,7 +85,7 @@ def _lock_base(name: str, progress: Progress) -> Path:
         definition=what,
         definition_sha256=file_digest(path),
         platform=PLATFORM,
-        debs=_base_debs(what, progress),
+        debs=_base_debs(what, progress) if packages else (),
     )
     target = path.with_name(f"{name}.lock.json")
     write_lock(made, target)
@@ -102,7 +106,8 @@ def _check_base(name: str, progress: Progress) -> Iterator[str]:
     held = read_lock(BaseLock, path.with_name(f"{name}.lock.json"), remedy=f"lock {name}")
     what = read_definition(BaseDefinition, path)
     yield from _changed(held.definition, what)
-    yield from drift_of(held.debs, _base_debs(what, progress))
+    if held.debs:
+        yield from drift_of(held.debs, _base_debs(what, progress))
 
 
 def _check(name: str, progress: Progress) -> Iterator[str]:
@@ -114,6 +119,8 @@ def _check(name: str, progress: Progress) -> Iterator[str]:
     if base.digest != held.base_sha256:
         yield f"{what.base}: locked again since"
     yield from _check_wheels(held, what, progress)
+    if not held.packages_locked:
+        return
     try:
         now = resolve_debs(what.apt, base, progress)
     except EngineError as error:
@@ -162,15 +169,23 @@ def resolve(
     if pip.cert:
         env["SSL_CERT_FILE"] = pip.cert
     with tempfile.TemporaryDirectory(prefix="edgekiln-lock-") as scratch:
-        asked, found = Path(scratch, "asked.in"), Path(scratch, "pylock.toml")
-        asked.write_text("\n".join(requirements) + "\n", encoding="utf-8")
+        asked = _listed(requirements, Path(scratch, "asked.in"))
+        found = Path(scratch, "pylock.toml")
         for_images = ["--python-version", what.python, "--python-platform", _platform(what.base)]
         options = ["--format", "pylock.toml", "--only-binary", ":all:", *for_images]
         options += ["--no-deps"] if exact else []
+        for option, given in (("--overrides", what.overrides), ("--excludes", what.without)):
+            options += [option, str(_listed(given, Path(scratch, option[2:])))]
         command = [str(host_uv(pip, progress)), "pip", "compile", "--quiet", *options]
         _uv([*command, "--output-file", str(found), str(asked)], env)
         packages = _toml(found)["packages"]
     return _with_sizes([_wheel(package) for package in packages], packages, pip)
+
+
+def _listed(requirements: Iterable[str], path: Path) -> Path:
+    """A requirements file that holds these."""
+    path.write_text("".join(f"{line}\n" for line in requirements), encoding="utf-8")
+    return path
 
 
 def _platform(base: str) -> str:
