@@ -382,6 +382,31 @@ def store_gc(c: Context, days: int = 30, everything: bool = False, dry_run: bool
     run(days=days, everything=everything, dry_run=dry_run)
 
 
+@task(
+    name="lint",
+    positional=["folder"],
+    help={
+        **_DEBUG,
+        "folder": "the folder with Genie's configuration: a bundle of edgekiln's or anyone's",
+        "model": "the model's folder or its config.json, to hold the configuration against",
+    },
+    auto_shortflags=False,
+)
+@cli.command
+def bundle_lint(c: Context, folder: str, model: str = "") -> None:
+    """Look a Genie bundle through: keys, files, lengths, rotary positions, libraries.
+
+    Nothing is run. Leaves with 16 where something was found that a phone would refuse.
+
+    Examples:
+      kiln bundle lint build/smollm2-135m-instruct/qnn-sm8750
+      kiln bundle lint ~/Downloads/llama-3.2-1b-genie --model ~/models/Llama-3.2-1B-Instruct
+    """
+    from edgekiln.commands import bundle_lint as run
+
+    run(folder, model=model)
+
+
 @task(name="up", help=_DEBUG, auto_shortflags=False)
 @cli.command
 def engine_up(c: Context) -> None:
@@ -482,6 +507,7 @@ namespace.add_collection(_group("models", models_get, models_show))
 namespace.add_collection(_group("toolchains", toolchains_list, toolchains_show, toolchains_lock))
 namespace.add_collection(_group("recipes", recipes_list, recipes_show))
 namespace.add_collection(_group("store", store_list, store_gc))
+namespace.add_collection(_group("bundle", bundle_lint))
 namespace.add_collection(_group("engine", engine_up, engine_show, engine_down))
 
 cli.register(namespace.task_names)

@@ -252,6 +252,23 @@ def store_gc(*, days: int, everything: bool, dry_run: bool) -> None:
     print(f"{'would free' if dry_run else 'freed'} {units.size(freed)}")
 
 
+def bundle_lint(folder: str, *, model: str) -> None:
+    """Print what is wrong with a Genie bundle. Raises BundleError where there are errors."""
+    from edgekiln.errors import BundleError
+    from edgekiln.genie import lint
+
+    place = Path(folder).expanduser()
+    problems = lint(place, Path(model).expanduser() if model else None)
+    print("\n".join(p.text for p in problems) or f"{place}: nothing found")
+    errors = sum(p.level == "error" for p in problems)
+    if errors:
+        raise BundleError(
+            f"{place}: {errors} {'errors' if errors > 1 else 'error'}",
+            why="Genie or the phone would refuse the bundle, or answer wrongly",
+            remedy="each line above says what to do",
+        )
+
+
 def engine_up() -> None:
     """Bring an engine up."""
     from edgekiln import engine

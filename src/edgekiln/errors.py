@@ -131,6 +131,13 @@ class ArtifactError(KilnError):
     kind = "artifact"
 
 
+class BundleError(KilnError):
+    """A bundle in which the linter found what the phone would refuse."""
+
+    exit_code = 16
+    kind = "bundle"
+
+
 def nearest(wrong: str, right: Iterable[str]) -> str:
     """A remedy that names the closest of `right`, or lists them all when none is close."""
     known = sorted(right)
