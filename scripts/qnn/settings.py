@@ -49,7 +49,8 @@ def run(stage: Stage) -> None:
     _write(out / CONFIG, dialog(stage, graph, binaries, bos(graph, template)))
     _write(out / EXTENSIONS, extensions(stage, bool(compiled["shared"])))
     asked = [entry["prompt"] for entry in quality["prompts"]]
-    written = questions(stage, out / "prompts", template, asked, int(graph["context"]))
+    room = int(graph["context"]) - int(graph["prefill"]) - ANSWER
+    written = questions(stage, out / "prompts", template, asked, room)
     (out / "run.sh").write_text(script(next(iter(written))), encoding="utf-8", newline="\n")
     (out / "run.sh").chmod(0o755)
     _write(out / "settings.json", {"format": 1, "prompts": written, "binaries": binaries})
@@ -137,9 +138,12 @@ def extensions(stage: Stage, shared: bool) -> dict[str, Any]:
 
 
 def questions(
-    stage: Stage, place: Path, template: chat.Chat | None, asked: Sequence[str], context: int
+    stage: Stage, place: Path, template: chat.Chat | None, asked: Sequence[str], room: int
 ) -> dict[str, str]:
-    """Write prompts/01.txt and so on, template.json and long.txt; file to question."""
+    """Write prompts/01.txt and so on, template.json and long.txt; file to question.
+
+    The long prompt has at most `room` tokens: Genie wants a whole prefill left of the context.
+    """
     system = stage.param("system_prompt", str)
     around = chat.prompt(template, QUESTION, system)
     before, after = around.split(QUESTION)
@@ -149,7 +153,7 @@ def questions(
         _text(place.parent / name, chat.prompt(template, text, system))
     story = (stage.input("texts") / "evaluation.txt").read_text(encoding="utf-8").strip()
     tokenizer = stage.input("quantized") / "tokenizer.json"
-    story = _cut(tokenizer, story, room=context - ANSWER - _count(tokenizer, around + LONG))
+    story = _cut(tokenizer, story, room=room - _count(tokenizer, around + LONG))
     if story:
         _text(place / "long.txt", before + LONG + story + after)
     else:
