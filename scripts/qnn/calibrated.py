@@ -1,0 +1,109 @@
+"""What both AIMET flows share: their parameters, their text, and the folder they leave.
+
+`calibrated/` holds encodings.json, lists of AIMET's format 1.0.0 by the names of the decoder
+graph's tensors, and calibrated.json, which says how they were made. Runs under Python 3.10.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import corpus
+
+from stagekit import BadInput, Stage
+
+ENCODINGS = "encodings.json"
+REPORT = "calibrated.json"
+VERSION = "1.0.0"
+CACHE_BITS = 8
+DEFAULT_TOKENS = 1280
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Bits and effort: the stage's parameters, checked."""
+
+    arch: str
+    weight_bits: int
+    head_bits: int
+    embed_bits: int
+    seq_mse: bool
+    tokens: int
+
+    @classmethod
+    def of(cls, stage: Stage) -> Wanted:
+        """From a stage's parameters. Raises BadInput for what AIMET's flow cannot do."""
+        if stage.param("weight_block", int, 0):
+            raise BadInput(
+                "AIMET's flow quantises weights per channel, not in blocks",
+                remedy="set --weight-block 0, or take --quantizer edgekiln",
+            )
+        for name in ("rotate", "gptq"):
+            if stage.param(name, bool, False):
+                raise BadInput(f"{name} belongs to the quantizer edgekiln, not to AIMET's")
+        return cls(
+            arch=stage.param("arch", str, "v79"),
+            weight_bits=_bits(stage, "weight_bits", (4, 8), 4),
+            head_bits=_bits(stage, "head_bits", (8,), 8),
+            embed_bits=_bits(stage, "embed_bits", (8, 16), 16),
+            seq_mse=stage.param("seq_mse", bool, True),
+            tokens=stage.param("calibration_tokens", int, None) or DEFAULT_TOKENS,
+        )
+
+
+def _bits(stage: Stage, name: str, known: Sequence[int], default: int) -> int:
+    value: int = stage.param(name, int, default)
+    if value not in known:
+        raise BadInput(f"{name} is {value}, not one of {', '.join(map(str, known))}")
+    return value
+
+
+def windows(stage: Stage, tokens: int) -> list[list[int]]:
+    """The texts to calibrate with as token ids, cut as the default quantizer cuts them."""
+    spec = json.loads((stage.input("graph") / "graph.json").read_text(encoding="utf-8"))
+    model = stage.input("model")
+    cutter = corpus.Cutter.of(model, prefill=spec["prefill"], context=spec["context"])
+    material = corpus.material(
+        cutter,
+        model=model,
+        texts=stage.input("texts"),
+        calibration=stage.input("calibration") if stage.has("calibration") else None,
+        evaluation=None,
+        calibration_tokens=tokens,
+    )
+    return material.calibration
+
+
+@contextmanager
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Add what the block takes to `seconds[name]`."""
+    began = time.monotonic()
+    yield
+    seconds[name] = seconds.get(name, 0.0) + time.monotonic() - began
+
+
+def words(seconds: Mapping[str, float]) -> str:
+    """What took how long; said, not written down, since it is never the same twice."""
+    return ", ".join(f"{name} {took:.1f} s" for name, took in seconds.items())
+
+
+def write(
+    folder: Path, encodings: Mapping[str, list[dict[str, Any]]], report: Mapping[str, Any]
+) -> None:
+    """Leave the folder `calibrated`; the same findings give the same bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    whole: dict[str, Any] = {"version": VERSION}
+    whole |= {kind: sorted(entries, key=_name) for kind, entries in encodings.items()}
+    for name, value in ((ENCODINGS, whole), (REPORT, report)):
+        text = json.dumps(value, indent=1, ensure_ascii=False)
+        (folder / name).write_text(text + "\n", encoding="utf-8", newline="\n")
+
+
+def _name(entry: Mapping[str, Any]) -> str:
+    return str(entry["name"])
