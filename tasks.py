@@ -302,14 +302,11 @@ def toolchains_show(c: Context, name: str) -> None:
         **_DEBUG,
         "name": "one toolchain or base, e.g. mnn or debian-12 (default: all of them)",
         "check": "change nothing; say what has drifted, and leave with 4 if anything has",
-        "packages": "with --no-packages: leave the distribution's packages open, lock the rest",
     },
     auto_shortflags=False,
 )
 @cli.command
-def toolchains_lock(
-    c: Context, name: str = "", check: bool = False, packages: bool = True
-) -> None:
+def toolchains_lock(c: Context, name: str = "", check: bool = False) -> None:
     """Make a toolchain's lock anew; with --check only say what has drifted.
 
     A lock is made after toolchains/NAME.yaml was changed. docs/images-and-locks.md says more.
@@ -320,7 +317,7 @@ def toolchains_lock(
     """
     from edgekiln.commands import toolchains_lock as run
 
-    run(name, check=check, packages=packages)
+    run(name, check=check)
 
 
 @task(name="list", help=_DEBUG, auto_shortflags=False)
@@ -438,6 +435,160 @@ def engine_down(c: Context) -> None:
     run()
 
 
+_DEVICE = {
+    **_COMMON,
+    "bundle": "the bundle's folder, as `kiln build` names it at its end",
+    "serial": "the phone, as `adb devices` names it; needed where several are connected",
+    "to": "the folder on the phone (default: /data/local/tmp/edgekiln/MODEL-BACKEND)",
+}
+_ASKING = {
+    "prompt": "a question; the model's own chat template is put around it",
+    "prompt-file": "a file with the whole prompt, taken as it is",
+    "timeout": "seconds after which the program is ended (default: 600)",
+}
+
+
+@task(name="list", help=_COMMON, auto_shortflags=False)
+def device_list(c: Context, quiet: bool = False, json: bool = False, debug: bool = False) -> None:
+    """List the phones that adb knows of, and their chips."""
+    from edgekiln.commands import device_list as run
+
+    with cli.reporting(quiet=quiet, as_json=json, debug=debug) as reporter:
+        run(reporter)
+
+
+@task(
+    name="push",
+    help={
+        **_DEVICE,
+        "libraries": "a folder with the runtime's files for the phone: an unpacked QAIRT SDK, or "
+        "an Android build of MNN",
+    },
+    auto_shortflags=False,
+)
+def device_push(
+    c: Context,
+    bundle: str,
+    serial: str = "",
+    to: str = "",
+    libraries: str = "",
+    quiet: bool = False,
+    json: bool = False,
+    debug: bool = False,
+) -> None:
+    """Bring a bundle onto a phone; only what changed is sent, and compared by its digest.
+
+    Examples:
+      kiln device push --bundle build/smollm2-135m-instruct/mnn
+      kiln device push --bundle build/smollm2-135m-instruct/mnn --libraries ~/MNN/build_android
+    """
+    from edgekiln.commands import device_push as run
+
+    with cli.reporting(quiet=quiet, as_json=json, debug=debug) as reporter:
+        run(
+            reporter,
+            bundle=Path(bundle),
+            serial=serial,
+            to=to,
+            libraries=Path(libraries).expanduser() if libraries else None,
+        )
+
+
+@task(name="run", help={**_DEVICE, **_ASKING}, auto_shortflags=False)
+def device_run(
+    c: Context,
+    bundle: str,
+    prompt: str = "",
+    prompt_file: str = "",
+    serial: str = "",
+    to: str = "",
+    timeout: float = 600.0,
+    quiet: bool = False,
+    json: bool = False,
+    debug: bool = False,
+) -> None:
+    """Ask a model on the phone: genie-t2t-run for a qnn bundle, llm_demo for an mnn one.
+
+    Example:
+      kiln device run --bundle build/smollm2-135m-instruct/mnn --prompt "What is a kiln?"
+    """
+    from edgekiln.commands import device_run as run
+
+    with cli.reporting(quiet=quiet, as_json=json, debug=debug) as reporter:
+        run(
+            reporter,
+            bundle=Path(bundle),
+            serial=serial,
+            to=to,
+            prompt=prompt,
+            prompt_file=Path(prompt_file).expanduser() if prompt_file else None,
+            timeout=timeout,
+        )
+
+
+@task(name="profile", help={**_DEVICE, **_ASKING}, auto_shortflags=False)
+def device_profile(
+    c: Context,
+    bundle: str,
+    prompt: str = "",
+    prompt_file: str = "",
+    serial: str = "",
+    to: str = "",
+    timeout: float = 600.0,
+    quiet: bool = False,
+    json: bool = False,
+    debug: bool = False,
+) -> None:
+    """Measure a model on the phone: tokens a second, time to the first token.
+
+    The figures go into profiles/ beside the bundle and are compared with published ones.
+
+    Example:
+      kiln device profile --bundle build/smollm2-135m-instruct/mnn --prompt "What is a kiln?"
+    """
+    from edgekiln.commands import device_profile as run
+
+    with cli.reporting(quiet=quiet, as_json=json, debug=debug) as reporter:
+        run(
+            reporter,
+            bundle=Path(bundle),
+            serial=serial,
+            to=to,
+            prompt=prompt,
+            prompt_file=Path(prompt_file).expanduser() if prompt_file else None,
+            timeout=timeout,
+        )
+
+
+@task(
+    positional=["path"],
+    help={
+        **_COMMON,
+        "path": "a file, a folder of MLC weights or MNN files, or a bundle",
+        "executor": "where QNN binaries and ONNX models are looked into: auto, docker, native",
+    },
+    auto_shortflags=False,
+)
+def inspect(
+    c: Context,
+    path: str,
+    executor: str = "auto",
+    quiet: bool = False,
+    json: bool = False,
+    debug: bool = False,
+) -> None:
+    """Say what a file is, by its content: ELF, weights, model files, context binaries, bundles.
+
+    Examples:
+      kiln inspect libMNN.so
+      kiln inspect build/smollm2-135m-instruct/mnn
+    """
+    from edgekiln.commands import inspect as run
+
+    with cli.reporting(quiet=quiet, as_json=json, debug=debug) as reporter:
+        run(reporter, Path(path), executor=executor)
+
+
 @task(
     help={
         **_DEBUG,
@@ -497,7 +648,7 @@ def _group(name: str, *tasks: Task[Any]) -> Collection:
     return group
 
 
-namespace = Collection(build, doctor, test, bench)
+namespace = Collection(build, doctor, inspect, test, bench)
 namespace.add_collection(
     _group(
         "images", images_list, images_build, images_verify, images_gc, images_export, images_shell
@@ -506,6 +657,9 @@ namespace.add_collection(
 namespace.add_collection(_group("models", models_get, models_show))
 namespace.add_collection(_group("toolchains", toolchains_list, toolchains_show, toolchains_lock))
 namespace.add_collection(_group("recipes", recipes_list, recipes_show))
+namespace.add_collection(
+    _group("device", device_list, device_push, device_run, device_profile)
+)
 namespace.add_collection(_group("store", store_list, store_gc))
 namespace.add_collection(_group("bundle", bundle_lint))
 namespace.add_collection(_group("engine", engine_up, engine_show, engine_down))

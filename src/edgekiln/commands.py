@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +17,12 @@ from edgekiln.home import home, project
 from edgekiln.report import Reporter, Task, make_reporter, table
 
 if TYPE_CHECKING:
+    from edgekiln.device.adb import Phone
+    from edgekiln.device.payload import Payload
     from edgekiln.engine import Engine
+
+# Programs that tests call, and the packages of Debian and Ubuntu that hold them.
+_TESTS_CALL = {"adb": "adb", "aarch64-linux-gnu-as": "binutils-aarch64-linux-gnu"}
 
 
 def doctor(*, backend: str, model: str, recipe: str) -> None:
@@ -166,12 +172,10 @@ def toolchains_show(name: str) -> None:
     print(f"python   {t.python}\nuv       {t.lock.uv.version} sha256:{t.lock.uv.sha256}\n")
     wheels = [(w.name, w.version, f"sha256:{w.sha256}") for w in t.lock.wheels]
     debs = [(d.name, d.version, f"sha256:{d.sha256}") for d in t.lock.debs]
-    if not t.lock.packages_locked:
-        debs = [(name, "", "as the release has it: never locked") for name in t.apt]
     print(table([*wheels, *debs], ("package", "version", "digest")))
 
 
-def toolchains_lock(name: str, *, check: bool, packages: bool = True) -> None:
+def toolchains_lock(name: str, *, check: bool) -> None:
     """Lock a toolchain, or all of them; with `check` say what has drifted and change nothing."""
     from edgekiln.toolchain import list_bases, list_toolchains, relock
 
@@ -179,7 +183,7 @@ def toolchains_lock(name: str, *, check: bool, packages: bool = True) -> None:
     for each in [name] if name else [*list_bases(), *list_toolchains()]:
         with _task(each) as task:
             if not check:
-                print(relock.lock(each, task, packages=packages))
+                print(relock.lock(each, task))
                 continue
             found = relock.check(each, task)
         drifted |= bool(found)
@@ -296,6 +300,155 @@ def engine_down() -> None:
         engine.down(task)
 
 
+def device_list(reporter: Reporter) -> None:
+    """Show every phone that adb knows of, with its chip where it can be asked."""
+    from edgekiln.device.adb import Phone, find_adb, list_devices
+
+    adb = find_adb()
+    rows, values = [], []
+    for device in list_devices(adb):
+        soc = ""
+        if device.state == "device":
+            phone = Phone(adb=adb, serial=device.serial, model=device.model)
+            soc = phone.properties("ro.soc.model").get("ro.soc.model", "")
+        rows.append((device.serial, device.state, device.model, soc))
+        values.append({"serial": device.serial, "state": device.state, "model": device.model})
+        values[-1]["soc"] = soc
+    text = table(rows, ("serial", "state", "model", "chip")) if rows else "no phone is connected"
+    reporter.result("devices", values, text)
+
+
+def device_push(
+    reporter: Reporter, *, bundle: Path, serial: str, to: str, libraries: Path | None
+) -> None:
+    """Bring a bundle onto a phone."""
+    from edgekiln.device import programs
+    from edgekiln.device.push import push
+
+    phone, payload, place = _phone_and_bundle(reporter, bundle, serial, to)
+    extra = programs.libraries(payload, libraries) if libraries else ()
+    reporter.started("push", f"{bundle} to {phone.serial}:{place}")
+    done = push(phone, payload, Task(reporter, "push"), place=place, extra=extra)
+    reporter.ended("push", "done", {"seconds": done.seconds})
+    for name in done.kept:
+        reporter.say(f"kept {place}/{name}: it was changed since edgekiln put it there")
+    removed = f", {len(done.removed)} of an older version removed" if done.removed else ""
+    text = (
+        f"{len(done.new)} files pushed ({units.size(done.sent)}), "
+        f"{len(done.same)} were there already{removed}: {place}"
+    )
+    value = {"place": place, "new": done.new, "same": done.same, "removed": done.removed}
+    reporter.result("pushed", {**value, "kept": done.kept, "bytes": done.sent}, text)
+    if lost := programs.missing(payload, [*done.new, *done.same, *_names(phone, place)]):
+        reporter.result(
+            "missing",
+            [{"name": part.name, "source": part.source} for part in lost],
+            "\n".join(
+                [
+                    "still needed on the phone (push again with --libraries FOLDER):",
+                    *(f"  {part.name}  from {part.source}" for part in lost),
+                ]
+            ),
+        )
+
+
+def device_run(
+    reporter: Reporter,
+    *,
+    bundle: Path,
+    serial: str,
+    to: str,
+    prompt: str,
+    prompt_file: Path | None,
+    timeout: float,
+) -> None:
+    """Ask a model on a phone."""
+    from edgekiln.device import run as runs
+
+    phone, payload, place = _phone_and_bundle(reporter, bundle, serial, to)
+    asked = runs.ask(payload, prompt=prompt, prompt_file=prompt_file)
+    runs.check_pushed(phone, payload, place)
+    reporter.started("run", f"on {phone.serial}")
+    task = Task(reporter, "run", "characters")
+    answer = runs.run(phone, payload, asked, task, place=place, timeout=timeout)
+    reporter.ended("run", "done", {"seconds": answer.seconds})
+    value = {"prompt": asked.said, "answer": answer.text, "how": answer.how}
+    if answer.how == "abort":
+        reporter.say("the answer was aborted on the phone")
+    reporter.result("answer", value, answer.text.strip("\n"))
+
+
+def device_profile(
+    reporter: Reporter,
+    *,
+    bundle: Path,
+    serial: str,
+    to: str,
+    prompt: str,
+    prompt_file: Path | None,
+    timeout: float,
+) -> None:
+    """Measure a model on a phone."""
+    from edgekiln.device import profile, run
+
+    phone, payload, place = _phone_and_bundle(reporter, bundle, serial, to)
+    asked = run.ask(payload, prompt=prompt, prompt_file=prompt_file)
+    run.check_pushed(phone, payload, place)
+    reporter.started("profile", f"on {phone.serial}")
+    task = Task(reporter, "profile", "characters")
+    found = profile.profile(phone, payload, asked, task, place=place, timeout=timeout)
+    reporter.ended("profile", "done", {"seconds": found.answer.seconds})
+    value = {"prompt": asked.said, "answer": found.answer.text, "how": found.answer.how}
+    reporter.result("answer", value, found.answer.text.strip("\n"))
+    reporter.result("figures", dict(found.figures), "\n" + "\n".join(found.lines))
+    reporter.result("compared", found.compared, "")
+    reporter.result("profile", str(found.path), f"\nprofile: {found.path}")
+
+
+def _phone_and_bundle(
+    reporter: Reporter, bundle: Path, serial: str, to: str
+) -> tuple[Phone, Payload, str]:
+    """The phone, the bundle found whole, and where it lies there."""
+    from edgekiln.build import open_store
+    from edgekiln.device.adb import check_place, choose
+    from edgekiln.device.payload import read_payload
+
+    with open_store() as store:
+        task = Task(reporter, "bundle")
+        payload = read_payload(bundle.expanduser().absolute(), store.index, task.update)
+    phone = choose(serial)
+    if payload.soc:
+        _tell_other_chip(reporter, phone, payload)
+    return phone, payload, check_place(to) if to else payload.place
+
+
+def _tell_other_chip(reporter: Reporter, phone: Phone, payload: Payload) -> None:
+    """A context binary loads only on the chip it was made for: say so where another is seen."""
+    from edgekiln.backends.qnn_socs import find_soc
+
+    said = phone.properties("ro.soc.model").get("ro.soc.model", "")
+    try:
+        meant = find_soc(payload.soc)
+    except UsageError:
+        return
+    if said and not said.lower().startswith(meant.soc):
+        reporter.say(f"the bundle is for {meant.title}, and the phone says it has {said}")
+
+
+def _names(phone: Phone, place: str) -> list[str]:
+    """The names of what lies directly in a folder on the phone."""
+    done = phone.shell(f"ls -1 {shlex.quote(place)}")
+    return done.stdout.split("\n")
+
+
+def inspect(reporter: Reporter, path: Path, *, executor: str) -> None:
+    """Say what a file or folder is."""
+    from edgekiln.artifacts import look
+
+    found = look(path.expanduser(), reporter, executor=executor)
+    reporter.result("artifact", found.value(), found.text())
+
+
 def run_tests(*, select: str, unit: bool, args: str) -> None:
     """Run pytest in this environment, with an engine brought up first where that can be done."""
     if select and not (project() / select.partition("::")[0]).exists():
@@ -303,6 +456,7 @@ def run_tests(*, select: str, unit: bool, args: str) -> None:
     where = select or ("tests/unit" if unit else "tests")
     if not unit and not where.startswith("tests/unit"):
         _try_engine()
+        _try_packages()
     command = [sys.executable, "-m", "pytest", where, *shlex.split(args)]
     env = {**os.environ, "TESTCONTAINERS_RYUK_DISABLED": "true"}
     code = subprocess.run(command, cwd=project(), env=env, check=False).returncode
@@ -324,6 +478,19 @@ def _try_engine() -> None:
             engine.up(task)
     except KilnError as error:
         print("\n".join(error.lines()), file=sys.stderr)
+
+
+def _try_packages() -> None:
+    """The programs of the distribution that some tests call, where they may be installed."""
+    from edgekiln import aptrun
+
+    lacking = [package for program, package in _TESTS_CALL.items() if not shutil.which(program)]
+    if lacking and aptrun.can_install():
+        print(f"installing for the tests: {' '.join(lacking)}", flush=True)
+        try:
+            aptrun.install(lacking)
+        except KilnError as error:
+            print("\n".join(error.lines()), file=sys.stderr)
 
 
 class _task:  # noqa: N801 - used as a function: with _task("image mnn") as task

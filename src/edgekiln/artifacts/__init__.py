@@ -1,0 +1,1 @@
+"""What an artifact is, by its content: `kiln inspect`."""
