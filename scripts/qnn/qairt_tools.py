@@ -8,7 +8,9 @@ run, so that nothing they write down names this machine.
 from __future__ import annotations
 
 import json
+import mmap
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,6 +21,7 @@ from typing import Any
 HOST = "x86_64-linux-clang"
 # Tensors keep the axes they have in the ONNX: Genie reads their shapes.
 LAYOUT = "NONTRIVIAL"
+_BUILD = re.compile(rb"v\d+\.\d+\.\d+\.\d{12}(?!\d)")
 _LINES = 12  # of a failed tool's words, shown in the log's last lines
 
 
@@ -178,6 +181,15 @@ def htp_config(
         "context": {"weight_sharing_enabled": shared},
         "memory": {"mem_type": "shared_buffer"},
     }
+
+
+def build_id(library: Path) -> str:
+    """The build a library says it is of ("v2.36.0.250627101419"), "" where it says nothing."""
+    if not library.is_file() or library.stat().st_size == 0:
+        return ""
+    with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as held:
+        found = _BUILD.search(held)
+        return found[0].decode() if found else ""
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

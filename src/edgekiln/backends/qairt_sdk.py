@@ -118,7 +118,7 @@ def device_libraries(sdk: Sdk, arch: str) -> dict[str, Path]:
         raise ToolchainError(
             f"QAIRT SDK {sdk.version} lacks {', '.join(missing)} for Hexagon {arch}",
             why=f"it has files for {_words(hexagons(sdk))}",
-            remedy="give an SDK that knows this phone; v81 came with the releases of 2025",
+            remedy="give an SDK that knows this phone: 2.36 ends at v79, 2.48 has v81",
         )
     _check_one_build(sdk, found)
     return found
