@@ -211,7 +211,7 @@ def _read_here(request: Mapping[str, Any], _: childwork.Told) -> dict[str, Any]:
         raise RuntimeError("libQnnSystem could not make a context")
     code = interface.metadata(context, start, size, ctypes.byref(found))
     if code != 0 or not found:
-        raise _refused(file, f"the vendor's reader says error {code & 0xFFFF}")
+        raise _refused(file, f"the vendor's reader finds it malformed (error {code & 0xFFFF})")
     return _told(file, size, found.contents)
 
 

@@ -256,16 +256,21 @@ def wheel_libraries() -> Path:
     return Path(onnxruntime_qnn.get_qnn_htp_path()).parent
 
 
-def with_paths(config: Mapping[str, Any], folder: Path, binaries: Sequence[Path]) -> dict[str, Any]:
-    """A bundle's configuration with other binaries, and its files' paths made absolute."""
+def with_paths(
+    config: Mapping[str, Any], folders: Mapping[str, Path], binaries: Sequence[Path]
+) -> dict[str, Any]:
+    """A bundle's configuration with other binaries, and its other files' paths made absolute.
+
+    `folders` says where the files named by "tokenizer" and "extensions" lie.
+    """
     copy: dict[str, Any] = json.loads(json.dumps(config))
     dialog = copy["dialog"]
-    tokenizer = dialog["tokenizer"]
-    tokenizer["path"] = str(folder / tokenizer["path"])
+    dialog["tokenizer"]["path"] = str(folders["tokenizer"] / dialog["tokenizer"]["path"])
     engine = dialog["engine"]
     engine["model"]["binary"]["ctx-bins"] = [str(binary) for binary in binaries]
-    if "extensions" in engine["backend"]:
-        engine["backend"]["extensions"] = str(folder / engine["backend"]["extensions"])
+    backend = engine["backend"]
+    if "extensions" in backend:
+        backend["extensions"] = str(folders["extensions"] / backend["extensions"])
     return copy
 
 

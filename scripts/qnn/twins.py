@@ -7,6 +7,7 @@ other. Run it in a child process: the emulation can crash.
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Arrays = dict[str, NDArray[Any]]
+# What compile.py calls them.
+_NAMED = re.compile(r"ar(\d+)_(\d+)_of_\d+\.bin")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,12 +115,16 @@ class Twins(chunks.Runner):
         return self._chains[tokens]
 
 
-def files(folder: Path, said: Mapping[str, Any]) -> dict[int, list[Path]]:
-    """The twins that compile.json names, by tokens, in the order of their splits."""
-    found: dict[int, list[Path]] = {}
-    for twin in sorted(said["twins"], key=lambda twin: int(twin["split"])):
-        found.setdefault(int(twin["tokens"]), []).append(folder / twin["file"])
-    return found
+def files(folder: Path) -> dict[int, list[Path]]:
+    """The files of each graph, by its tokens, in the order of their splits."""
+    found: dict[int, dict[int, Path]] = {}
+    for file in sorted(folder.iterdir()):
+        if named := _NAMED.fullmatch(file.name):
+            tokens, split = int(named[1]), int(named[2])
+            found.setdefault(tokens, {})[split] = file
+    return {
+        tokens: [splits[number] for number in sorted(splits)] for tokens, splits in found.items()
+    }
 
 
 def _wrapped(file: str, build: str, graph: str, split: Split) -> bytes:
