@@ -59,7 +59,7 @@ def test_a_missing_library_is_found(engine: Engine, qnn: str, library: str, chec
 
 
 def test_a_binary_for_another_chip_is_found(engine: Engine, qnn: str) -> None:
-    script = 'sed -i "s/"soc_model": str(SOC)/"soc_model": "57"/" /opt/edgekiln/checks.py'
+    script = """sed -i 's/str(SOC)/"57"/' /opt/edgekiln/checks.py"""
     with changed(engine, qnn, script) as broken, pytest.raises(ImageError) as caught:
         images.verify(engine, broken)
     assert "the binary is for SoC 57, asked was 69" in caught.value.why

@@ -87,9 +87,6 @@ def _build(
     from edgekiln.images.base import ensure_base
     from edgekiln.images.context import staged
 
-    if frozen and not toolchain.lock.packages_locked:
-        why, remedy = "they were never locked", f"kiln toolchains lock {toolchain.name}"
-        raise ImageError("its packages cannot be the locked ones", why=why, remedy=remedy)
     base = ensure_base(engine, toolchain.base, progress, frozen=frozen)
     trial = f"edgekiln/{toolchain.name}:trial-{os.getpid()}"
     log = home() / "logs" / f"image-{toolchain.name}-{os.getpid()}.log"

@@ -18,7 +18,7 @@ from edgekiln.engine.buildcli import build_environment
 from edgekiln.errors import ImageError
 from edgekiln.home import home
 from edgekiln.progress import Progress
-from edgekiln.toolchain import Base
+from edgekiln.toolchain import Base, folder
 from edgekiln.toolchain.lock import BaseDefinition, BaseLock, Deb
 from edgekiln.user.aptconf import AptSettings, apt_settings
 from edgekiln.user.pipconf import pip_settings
@@ -171,14 +171,8 @@ def _from_packages(
         reference=reference,
         origin=f"mmdebstrap {lock.definition.release} {base.digest}",
         sources=made.sources,
-        drift=tuple(_drift(lock, made.debs)),
+        drift=tuple(drift_of(lock.debs, made.debs)),
     )
-
-
-def _drift(lock: BaseLock, found: tuple[Deb, ...]) -> list[str]:
-    if lock.debs:
-        return drift_of(lock.debs, found)
-    return [f"{lock.definition.name}: its {len(found)} packages were never locked"]
 
 
 def drift_of(locked: tuple[Deb, ...], found: tuple[Deb, ...]) -> list[str]:
@@ -236,11 +230,17 @@ def _mmdebstrap(what: BaseDefinition, scratch: Path, apt: AptSettings) -> list[s
     ]
     customize = [f"--customize-hook={hook}" for hook in hooks]
     mode = ["--variant=minbase", "--mode=root", "--architectures=amd64"]
+    if what.distribution == "ubuntu":
+        # As its images have it. apt is not "required" there.
+        mode += ["--components=main,universe", "--include=apt"]
     if what.distribution == "debian":
         # Else apt takes usrmerge, which brings all of Perl (57 MB) to do what this hook does.
         mode += ["--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr", "--include=usr-is-merged"]
-    # A "-" takes the user's own sources from stdin; without any, mmdebstrap knows the archive.
+    # A "-" takes the user's own sources from stdin; without any, mmdebstrap knows the archive,
+    # but this machine may not know its key.
     mirror = ["-"] if apt.sources else []
+    key = folder() / "bases" / f"{what.name}.asc"
+    mode += [f"--keyring={key}"] if key.is_file() and not apt.sources else []
     tar = str(scratch / "base.tar")
     return ["mmdebstrap", *mode, *options, *customize, what.release, tar, *mirror]
 

@@ -118,9 +118,9 @@ def _write_lock(toolchain: Toolchain, folder: Path, frozen: bool) -> None:
     lock = toolchain.lock
     _copy_text(toolchains() / f"{toolchain.name}.lock.json", folder / "lock.json")
     (folder / "lock.json").chmod(0o644)
-    names = " ".join(lock.definition.apt)
-    exact = " ".join(f"{deb.name}={deb.version}" for deb in lock.debs) or names
+    exact = " ".join(f"{deb.name}={deb.version}" for deb in lock.debs)
     (folder / "apt.exact").write_text(exact + "\n", encoding="utf-8", newline="\n")
+    names = " ".join(lock.definition.apt)
     (folder / "apt.names").write_text(names + "\n", encoding="utf-8", newline="\n")
     (folder / "frozen").write_text(f"{int(frozen)}\n", encoding="utf-8", newline="\n")
 

@@ -82,16 +82,13 @@ class Definition:
 
 @dataclass(frozen=True, kw_only=True)
 class BaseLock:
-    """toolchains/bases/NAME.lock.json: the image's digest, and the same release as packages.
-
-    Without `debs` the image's digest alone is locked: what mmdebstrap makes is not compared.
-    """
+    """toolchains/bases/NAME.lock.json: the image's digest, and the same release as packages."""
 
     format: int
     definition: BaseDefinition
     definition_sha256: str
     platform: str
-    debs: tuple[Deb, ...] = ()
+    debs: tuple[Deb, ...]
 
     @property
     def image_digest(self) -> str:
@@ -101,10 +98,7 @@ class BaseLock:
 
 @dataclass(frozen=True, kw_only=True)
 class Lock:
-    """toolchains/NAME.lock.json.
-
-    Without `debs`, though the definition asks for packages, the wheels alone are locked.
-    """
+    """toolchains/NAME.lock.json."""
 
     format: int
     definition: Definition
@@ -114,12 +108,6 @@ class Lock:
     uv: Wheel
     wheels: tuple[Wheel, ...]
     debs: tuple[Deb, ...] = ()
-
-    @property
-    def packages_locked(self) -> bool:
-        """Whether the distribution's packages are pinned too."""
-        return bool(self.debs) or not self.definition.apt
-
 
 def digest(lock: Lock | BaseLock, *, extra: str = "") -> str:
     """sha256 over what the lock pins; comments in the YAML and the summary do not count."""

@@ -42,14 +42,10 @@ PLATFORM = "linux/amd64"
 _GLIBC = {"bookworm": "2_36", "jammy": "2_35"}
 
 
-def lock(name: str, progress: Progress, *, packages: bool = True) -> Path:
-    """Lock a toolchain (or a base) anew and return the lock's path.
-
-    Without `packages` the distribution's are left open, for where its archive does not answer:
-    a toolchain is locked by its wheels then, a base by its image's digest.
-    """
+def lock(name: str, progress: Progress) -> Path:
+    """Lock a toolchain (or a base) anew and return the lock's path."""
     if _is_base(name):
-        return _lock_base(name, progress, packages)
+        return _lock_base(name, progress)
     path = folder() / f"{name}.yaml"
     what = read_definition(Definition, path)
     base = load_base(what.base)
@@ -61,7 +57,7 @@ def lock(name: str, progress: Progress, *, packages: bool = True) -> Path:
         base_sha256=base.digest,
         uv=PINNED,
         wheels=tuple(resolve(what.requirements, what, pip_settings(), progress)),
-        debs=tuple(resolve_debs(what.apt, base, progress)) if packages else (),
+        debs=tuple(resolve_debs(what.apt, base, progress)),
     )
     target = path.with_name(f"{name}.lock.json")
     write_lock(made, target)
@@ -77,7 +73,7 @@ def _is_base(name: str) -> bool:
     return (folder() / "bases" / f"{name}.yaml").is_file()
 
 
-def _lock_base(name: str, progress: Progress, packages: bool) -> Path:
+def _lock_base(name: str, progress: Progress) -> Path:
     path = folder() / "bases" / f"{name}.yaml"
     what = read_definition(BaseDefinition, path)
     made = BaseLock(
@@ -85,7 +81,7 @@ def _lock_base(name: str, progress: Progress, packages: bool) -> Path:
         definition=what,
         definition_sha256=file_digest(path),
         platform=PLATFORM,
-        debs=_base_debs(what, progress) if packages else (),
+        debs=_base_debs(what, progress),
     )
     target = path.with_name(f"{name}.lock.json")
     write_lock(made, target)
@@ -106,8 +102,7 @@ def _check_base(name: str, progress: Progress) -> Iterator[str]:
     held = read_lock(BaseLock, path.with_name(f"{name}.lock.json"), remedy=f"lock {name}")
     what = read_definition(BaseDefinition, path)
     yield from _changed(held.definition, what)
-    if held.debs:
-        yield from drift_of(held.debs, _base_debs(what, progress))
+    yield from drift_of(held.debs, _base_debs(what, progress))
 
 
 def _check(name: str, progress: Progress) -> Iterator[str]:
@@ -119,8 +114,6 @@ def _check(name: str, progress: Progress) -> Iterator[str]:
     if base.digest != held.base_sha256:
         yield f"{what.base}: locked again since"
     yield from _check_wheels(held, what, progress)
-    if not held.packages_locked:
-        return
     try:
         now = resolve_debs(what.apt, base, progress)
     except EngineError as error:
