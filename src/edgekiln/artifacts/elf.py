@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekiln.artifacts import Facts
 from edgekiln.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -106,22 +107,27 @@ def _type(elf: ELFFile) -> str:
 
 
 def _dynamic(elf: ELFFile) -> dict[str, Any]:
+    from elftools.elf.dynamic import DynamicSegment
+
     found: dict[str, Any] = {"soname": "", "needed": []}
     for segment in elf.iter_segments():
-        if segment["p_type"] == "PT_DYNAMIC":
+        if isinstance(segment, DynamicSegment):
             for tag in segment.iter_tags():
+                # Set on the tags that have them, under these names.
                 if tag.entry.d_tag == "DT_NEEDED":
-                    found["needed"].append(tag.needed)
+                    found["needed"].append(vars(tag)["needed"])
                 elif tag.entry.d_tag == "DT_SONAME":
-                    found["soname"] = tag.soname
+                    found["soname"] = vars(tag)["soname"]
     return found
 
 
 def _notes(elf: ELFFile) -> dict[str, Any]:
     """Build id, and Android's note: API level, then the NDK's version and build as text."""
+    from elftools.elf.segments import NoteSegment
+
     found: dict[str, Any] = {}
     for segment in elf.iter_segments():
-        if segment["p_type"] != "PT_NOTE":
+        if not isinstance(segment, NoteSegment):
             continue
         for note in segment.iter_notes():
             if note["n_type"] == "NT_GNU_BUILD_ID":
@@ -155,7 +161,22 @@ def qnn_build(path: Path) -> str:
     return ""
 
 
-def lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+def machine_name(number: int) -> str:
+    """What people call the machine of that number in the specification."""
+    from elftools.elf.enums import ENUM_E_MACHINE
+
+    names = {value: name for name, value in ENUM_E_MACHINE.items() if isinstance(value, int)}
+    name = names.get(number, f"machine {number}")
+    return _MACHINES.get(name, name.removeprefix("EM_"))
+
+
+def read(path: Path) -> Facts:
+    """An ELF file for `kiln inspect`."""
+    facts = read_elf(path)
+    return Facts(kind="elf", facts=facts, rows=tuple(_rows(facts)))
+
+
+def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     """The facts in words, by their names."""
     rows = [("kind", f"ELF {facts['type']}, {facts['bits']} bits"), ("for", facts["abi"])]
     if facts["soname"]:

@@ -82,8 +82,8 @@ def parse_profile(value: Any, where: str) -> Profile:
     return Profile(version=_version(header), init_s=init, queries=queries)
 
 
-def _version(header: Mapping[str, Any]) -> str:
-    parts = header.get("version")
+def _version(header: Mapping[str, Any] | None) -> str:
+    parts = header.get("version") if header else None
     if not isinstance(parts, dict):
         return ""
     return ".".join(str(parts.get(name, 0)) for name in ("major", "minor", "patch"))
