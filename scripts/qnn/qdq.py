@@ -6,6 +6,7 @@ grids, the rules are the same:
 
 - A tensor has one grid. What only moves values (Reshape, Transpose, Split) keeps its input's.
 - What Concat joins shares one grid with what comes out.
+- What is looked up in an 8-bit table is converted to 16 bits before anything is computed with it.
 - The cache is 8 bits, in, out and joined, on one grid. The new keys and values come out of 16-bit
   arithmetic and are converted once, by an explicit DequantizeLinear → QuantizeLinear, at the
   tensor where they are computed. Nothing else becomes 8 bits by standing beside the cache.
@@ -178,7 +179,8 @@ def every(model: onnx.ModelProto, known: Mapping[str, Grid]) -> dict[str, Grid]:
             made = found[past[0]]
         elif node.op_type in MOVING:
             root = sources.get(node.output[0], node.input[0])
-            made = eights.get(root) or found.get(root) or _known(known, root)
+            told = node.output[0] if node.output[0] in known else root
+            made = eights.get(root) or found.get(root) or _known(known, told)
         else:
             made = _known(known, node.output[0])
         found |= dict.fromkeys(node.output, made)
@@ -311,8 +313,13 @@ class _Writer:
             if name in self.outputs:
                 copy.output[place] = f"{name}.raw"
         self.nodes.append(copy)
-        for name, raw in zip(node.output, copy.output, strict=True):
-            integers = self._quantised(name, raw)
+        table = self.stored.get(node.input[0]) if node.op_type == "Gather" else None
+        for name, raw in zip(node.output, list(copy.output), strict=True):
+            if table and table.grid and table.grid != self.grids[name]:
+                self._pair(name, raw, table.grid, f"{name}.table")
+                integers = self._quantised(name, f"{name}.table.dq")
+            else:
+                integers = self._quantised(name, raw)
             if name in self.outputs:
                 self._dequantise(integers, self._last_grid(name), name, name)
 

@@ -220,7 +220,7 @@ class Work:
             grid = quantspec.between(low, high, bits=self.options.embed_bits)
             rows = self._turned_rows(table)
             self.stored["embed.weight"] = self.store.table("embed.weight", grid, table.shape, rows)
-            self.grids |= {"embed.weight": grid, "hidden_0": grid}
+            self.grids |= {"embed.weight": grid, "hidden_0": quantspec.between(low, high)}
 
             def floats(ids: NDArray[np.int32]) -> Floats:
                 return self.turns.embedding(table[ids])
