@@ -78,3 +78,45 @@ print(json.dumps({
     "refused": refused,
 }))
 """
+
+# FOLDER → one line of JSON: how the data file holds matrices that came in blocks.
+BLOCKS = """
+import json, sys
+from pathlib import Path
+import numpy as np
+import onnx, onnxfile
+
+folder = Path(sys.argv[1])
+random = np.random.default_rng(3)
+a, b = (random.standard_normal(shape).astype(np.float32) for shape in ((37, 5), (11, 6)))
+
+def blocks(values, step):
+    return ((first, values[first : first + step]) for first in range(0, len(values), step))
+
+with onnxfile.DataWriter(folder / onnxfile.DATA) as data:
+    kept = [
+        data.rows("a", a.shape, blocks(a, 8)),
+        data.transposed("at", a.T.shape, blocks(a, 8)),
+        data.transposed("whole", b.T.shape, blocks(b, 11)),
+        data.rows("b", b.shape, [(0, b)]),
+    ]
+places = [{e.key: e.value for e in tensor.external_data} for tensor in kept]
+wanted = [a, a.T, b.T, b]
+cut = onnx.helper.make_graph(
+    [onnx.helper.make_node("Add", ["x", "y"], ["z"])], "g",
+    [onnx.helper.make_tensor_value_info(n, 1, [1]) for n in "xy"],
+    [onnx.helper.make_tensor_value_info("z", 1, [1])],
+)
+try:
+    onnxfile.cut(onnx.helper.make_model(cut), ["x"], ["z"])
+    needed = ""
+except ValueError as error:
+    needed = str(error)
+print(json.dumps({
+    "same": [bool(np.array_equal(onnxfile.values(t, folder), w))
+             for t, w in zip(kept, wanted, strict=True)],
+    "aligned": [int(place["offset"]) % onnxfile.ALIGNMENT for place in places],
+    "inner_bytes": [len(tensor.raw_data) for tensor in kept],
+    "needed": needed,
+}))
+"""

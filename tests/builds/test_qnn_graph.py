@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.builds.drivedecoder import DRIVE, RETARGET
+from tests.builds.drivedecoder import BLOCKS, DRIVE, RETARGET
 from tests.builds.tinydecoders import COMMON, DECODERS, MAKE_DECODERS, TOKENS
 
 pytestmark = pytest.mark.slow
@@ -151,6 +151,13 @@ def test_another_number_of_tokens_changes_shapes_at_the_edges_only(
         "0 new tokens in a context of 96",
         "96 new tokens in a context of 96",
     ]
+
+
+def test_matrices_come_out_of_the_data_file_as_they_went_in(bench: Bench, tmp_path: Path) -> None:
+    told = bench.drive(BLOCKS, tmp_path)
+    assert told["same"] == [True] * 4
+    assert told["aligned"] == told["inner_bytes"] == [0] * 4
+    assert told["needed"] == "the part also needs y"
 
 
 def test_graph_json_tells_what_the_graph_is(bench: Bench, decoders: Path) -> None:
