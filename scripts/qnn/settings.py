@@ -188,12 +188,13 @@ def _ends(graph: Mapping[str, Any]) -> int | list[int]:
 
 
 def _sampler(stage: Stage) -> dict[str, Any]:
+    """libGenie 1.21 passes over `greedy`; a single token to choose from does it."""
     found: dict[str, Any] = {"version": 1, "seed": stage.param("sampler_seed", int, 42)}
+    if stage.param("greedy", bool, False):
+        return {**found, "temp": 1.0, "top-k": 1, "top-p": 1.0, "greedy": True}
     found["temp"] = stage.param("temperature", float, 0.8)
     found["top-k"] = stage.param("top_k", int, 40)
     found["top-p"] = stage.param("top_p", float, 0.95)
-    if stage.param("greedy", bool, False):
-        found["greedy"] = True
     return found
 
 

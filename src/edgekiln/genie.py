@@ -326,6 +326,15 @@ def _parts(bundle: Bundle, where: str, names: list[str]) -> Iterator[Problem]:
 def _lengths(bundle: Bundle, where: str, names: list[str], size: int) -> Iterator[Problem]:
     there = [bundle.file(name) for name in names if bundle.file(name).is_file()]
     known = {path.name: _contexts(bundle, path) for path in there}
+    for path in there:
+        for tokens, context in sorted(_graphs(bundle, path)):
+            if context == 2 * tokens:
+                yield _error(
+                    f"{bundle.name}: {where}.model.binary",
+                    f"{path.name} reads {tokens} tokens at a time in a context of {context}: "
+                    "Genie takes the new keys for the old ones, and answers nonsense",
+                    "build it with another context length",
+                )
     for name, lengths in known.items():
         if lengths and size and size not in lengths:
             yield _error(
@@ -344,16 +353,22 @@ def _lengths(bundle: Bundle, where: str, names: list[str], size: int) -> Iterato
 
 
 def _contexts(bundle: Bundle, file: Path) -> set[int]:
-    """The context lengths of a binary's graphs: by the manifest, or by the graphs' names."""
+    """The context lengths of a binary's graphs."""
+    return {context for _, context in _graphs(bundle, file)}
+
+
+def _graphs(bundle: Bundle, file: Path) -> set[tuple[int, int]]:
+    """Tokens and context length of each graph: by the manifest, or by the graphs' names."""
     figures = _block(_block(bundle.manifest, "figures"), "binaries")
     for binary in figures.get("binaries", []):
         if binary.get("file") == file.name:
-            return {int(g["context"]) for g in binary.get("graphs", []) if "context" in g}
+            graphs = [g for g in binary.get("graphs", []) if "context" in g]
+            return {(int(g.get("tokens", 0)), int(g["context"])) for g in graphs}
     with file.open("rb") as content:
         head = content.read(_READ)
         content.seek(max(0, file.stat().st_size - _READ))
         tail = content.read()
-    return {int(match[2]) for match in _GRAPH_NAME.finditer(head + tail)}
+    return {(int(m[1]), int(m[2])) for m in _GRAPH_NAME.finditer(head + tail)}
 
 
 def vocabulary(bundle: Bundle) -> Iterator[Problem]:
@@ -393,6 +408,17 @@ def ends(bundle: Bundle) -> Iterator[Problem]:
             f"{bundle.name}: dialog.context.eos-token",
             f"lacks {', '.join(map(str, missing))}, which config.json names",
             f"name all of them: {sorted({*_as_list(given), *missing})}",
+        )
+
+
+def sampler(bundle: Bundle) -> Iterator[Problem]:
+    """Genie passes over greedy: with more than one token to choose from it draws lots."""
+    block = _block(bundle.dialog, "sampler")
+    if block.get("greedy") is True and block.get("top-k") != 1 and block.get("temp") != 0:
+        yield _warning(
+            f"{bundle.name}: dialog.sampler.greedy",
+            "is passed over by Genie, which samples all the same",
+            '"top-k": 1',
         )
 
 
@@ -521,6 +547,7 @@ RULES: tuple[Rule, ...] = (
     binaries,
     vocabulary,
     ends,
+    sampler,
     extensions,
     libraries,
     prompts,

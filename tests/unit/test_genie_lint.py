@@ -313,6 +313,16 @@ def spoil_build(m: Made) -> None:
     m.files["libQnnHtpV79Skel.so"] = runtime("2.36.0.250627103412")["libQnnHtpV79Skel.so"]
 
 
+def spoil_greedy(m: Made) -> None:
+    m.config["dialog"]["sampler"]["greedy"] = True
+
+
+def spoil_half(m: Made) -> None:
+    m.config["dialog"]["context"]["size"] = 256
+    name = "models/weight_sharing_model_1_of_1.serialized.bin"
+    m.files[name] = BINARY.replace(b"4096", b"0256")
+
+
 def spoil_prompt(m: Made) -> None:
     m.files["prompts/02.txt"] = b"<|user|>\\nHello\\n"
 
@@ -352,6 +362,8 @@ BROKEN: list[tuple[Callable[[Made], None], str, str, str]] = [
     (spoil_skel, "error", "bundle", "the same SDK"),
     (spoil_skel, "warning", "libQnnHtpV75Skel.so", "leave it out"),
     (spoil_build, "error", "bundle", "from one SDK"),
+    (spoil_greedy, "warning", "sampler.greedy", "top-k"),
+    (spoil_half, "error", "model.binary", "another context length"),
     (spoil_prompt, "warning", "prompts/02.txt", "real line ends"),
 ]
 
@@ -387,7 +399,7 @@ def test_every_rule_has_a_bundle_that_breaks_it(tmp_path: Path) -> None:
         lambda m: m.extensions["devices"][0].update(soc_id=69),
         lambda m: m.extensions["devices"].__setitem__(0, {"soc_id": 69, "dsp_arch": "v79"}),
         lambda m: m.extensions.update(context={}, groupContext={"share_resources": True}),
-        lambda m: m.config["dialog"]["sampler"].update(greedy=True),
+        lambda m: m.config["dialog"]["sampler"].update({"greedy": True, "top-k": 1}),
     ],
 )
 def test_what_real_bundles_do_differently_is_accepted(

@@ -85,7 +85,7 @@ def test_every_option_reaches_a_stage_or_the_verdict() -> None:
     assert set(specs(QnnOptions)) == (sent & set(specs(QnnOptions))) | judged | chosen | {
         "prove_seconds"
     }
-    assert plan().stage("proof").params["seconds"] == 900
+    assert plan(options(prove_seconds=99)).stage("proof").params["seconds"] == 99
 
 
 def test_the_chip_is_part_of_the_key_of_what_depends_on_it() -> None:
@@ -137,7 +137,7 @@ def test_a_model_of_a_billion_is_expected_to_fit_into_16_gb() -> None:
 def test_the_bundle_of_each_chip_lies_by_itself(tmp_path: Path) -> None:
     place = tinymodel.make(tmp_path / "tiny", max_position_embeddings=512)
     for soc, folder in (("69", "qnn-sm8750"), ("8 Gen 3", "qnn-sm8650")):
-        given = {"soc": soc, "context_length": 256, "prove": "none"}
+        given = {"soc": soc, "context_length": 300, "prove": "none"}
         recipe = Recipe(name="", backend="qnn", model=str(place), options=given)
         job = prepare(recipe, Settings(), Heard())
         assert job.place.parts[-3:] == ("build", "tiny", folder)

@@ -127,7 +127,7 @@ def test_the_table_names_each_chip_once_and_shares_weights_from_v73_on() -> None
 @pytest.mark.parametrize(
     ("given", "what"),
     [
-        ({"prefill_length": 128, "context_length": 128}, "leaves no room"),
+        ({"prefill_length": 128, "context_length": 256}, "more than 256 tokens"),
         ({"calibration": __file__, "evaluation": __file__}, "are one file"),
         ({"calibration": "/no/such/file"}, "there is no file /no/such/file"),
         ({"evaluation": "/"}, "there is no file /"),

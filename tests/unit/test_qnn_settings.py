@@ -101,7 +101,8 @@ def test_the_sampler_s_values_are_the_options() -> None:
     assert made["sampler"] == {
         "version": 1, "seed": 7, "temp": 0.6, "top-k": 20, "top-p": 0.9
     }  # fmt: skip
-    assert dialog(greedy=True)["sampler"]["greedy"] is True
+    greedy = dialog(greedy=True, top_k=20)["sampler"]
+    assert (greedy["greedy"], greedy["top-k"]) == (True, 1)
 
 
 def test_the_extensions_name_the_chip_and_whether_weights_are_shared() -> None:

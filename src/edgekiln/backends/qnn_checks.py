@@ -53,9 +53,10 @@ def check_options(options: QnnOptions) -> None:
 
 
 def _clashes(o: QnnOptions) -> Iterator[tuple[str, str, str]]:
-    if o.prefill_length >= o.context_length:
-        what = f"leaves no room in a context of {o.context_length}"
-        yield f"prefill_length {o.prefill_length}", what, "let the context be the longer one"
+    if 2 * o.prefill_length >= o.context_length:
+        what = f"is too much for a context of {o.context_length}: Genie takes prompts up to"
+        what += " the context less a prefill, and needs more than two"
+        yield f"prefill_length {o.prefill_length}", what, f"more than {2 * o.prefill_length} tokens"
     if o.calibration is not None and o.calibration == o.evaluation:
         remedy = "give two texts: a perplexity on what calibration saw says too little"
         yield "calibration and evaluation", "are one file", remedy

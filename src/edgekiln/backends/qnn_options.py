@@ -137,11 +137,19 @@ class _Quality:
         choices=("none", "quick", "full"),
         group="quality",
     )
-    answer_tokens: int = option(
-        12, "longest answer the proof waits for; seconds each", low=1, high=1024, group="quality"
+    answer_tokens: int | None = option(
+        None,
+        "longest answer the proof waits for, seconds a token; not given: 16 (quick), 32 (full)",
+        low=1,
+        high=1024,
+        group="quality",
     )
-    prove_seconds: int = option(
-        900, "the proof stops after this long and says so", low=30, high=86400, group="quality"
+    prove_seconds: int | None = option(
+        None,
+        "for all answers of the proof; not given: 150 (quick), 1800 (full)",
+        low=10,
+        high=86400,
+        group="quality",
     )
     max_perplexity_ratio: float = option(
         1.15, "most perplexity, as a multiple of the float model's", low=1, group="quality"
