@@ -114,6 +114,13 @@ def check_lengths(architecture: Architecture, context: int, prefill: int) -> Non
             "the cache before it would hold nothing",
             remedy="let 1 ≤ prefill_length < context_length",
         )
+    if context == 2 * prefill:
+        raise BadInput(
+            f"a context of {context} tokens is twice the prefill of {prefill}: the cache before a "
+            "chunk and the chunk's own would have one shape, and Genie then takes one for the "
+            "other and answers nonsense without a word",
+            remedy=f"set context_length to {context + prefill}, or prefill_length to less",
+        )
     if context > architecture.max_position:
         raise BadInput(
             f"a context of {context} tokens is longer than the model's "

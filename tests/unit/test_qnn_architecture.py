@@ -166,6 +166,13 @@ def test_a_prefill_must_leave_room_for_the_cache(context: int, prefill: int) -> 
         architecture.check_lengths(architecture.parse(config()), context, prefill)
 
 
+def test_a_context_of_twice_the_prefill_is_refused() -> None:
+    parsed = architecture.parse(config())
+    architecture.check_lengths(parsed, 257, 128)
+    with pytest.raises(BadInput, match="twice the prefill of 128"):
+        architecture.check_lengths(parsed, 256, 128)
+
+
 @pytest.mark.parametrize(
     ("given", "window"),
     [
