@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import subprocess
 from pathlib import Path
 from types import ModuleType
 
@@ -13,11 +14,11 @@ import pytest
 from edgekiln import images
 from edgekiln.errors import EngineError, ImageError
 from edgekiln.home import project
-from edgekiln.images.base import ReadyBase, _by_digest
+from edgekiln.images.base import ReadyBase, _by_digest, _mmdebstrap
 from edgekiln.images.context import _on_this_machine, _secrets, indexes
 from edgekiln.prefix import prefix_path, prefix_ready, refuse_elsewhere
 from edgekiln.progress import Silent
-from edgekiln.toolchain import load_toolchain
+from edgekiln.toolchain import folder, load_base, load_toolchain
 from edgekiln.user.aptconf import AptSettings
 from edgekiln.user.pipconf import PipSettings
 
@@ -115,6 +116,27 @@ def test_the_reason_is_the_tools_own_line(tmp_path: Path, text: str, why: str) -
 def test_an_image_pinned_with_tag_and_digest_is_pulled_by_digest() -> None:
     assert _by_digest("debian:bookworm-slim@sha256:ab") == "debian@sha256:ab"
     assert _by_digest("host:5000/a/b:1@sha256:ab") == "host:5000/a/b@sha256:ab"
+
+
+@pytest.mark.parametrize("base", ["debian-12", "ubuntu-22.04"])
+def test_only_an_archive_that_is_not_the_users_own_needs_its_key(tmp_path: Path, base: str) -> None:
+    lock = load_base(base).lock
+    assert lock is not None
+    key = f"--keyring={folder() / 'bases' / 'ubuntu-22.04.asc'}"
+    words = _mmdebstrap(lock.definition, tmp_path, AptSettings())
+    assert (key in words) is (base == "ubuntu-22.04")
+    own = AptSettings(sources="deb http://mirror.example/ubuntu jammy main\n")
+    assert key not in _mmdebstrap(lock.definition, tmp_path, own)
+
+
+def test_the_key_of_ubuntus_archive_is_the_one_its_first_line_names(tmp_path: Path) -> None:
+    if shutil.which("gpg") is None:
+        pytest.skip("gpg is not installed")
+    key = folder() / "bases" / "ubuntu-22.04.asc"
+    command = ["gpg", "--homedir", str(tmp_path), "--show-keys", "--with-colons", str(key)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    told = key.read_text(encoding="utf-8").splitlines()[0].rpartition(", ")[2].replace(" ", "")
+    assert f"fpr:::::::::{told}:" in said
 
 
 def test_labels_name_the_base_by_digest() -> None:

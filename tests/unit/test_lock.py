@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,13 @@ import pytest
 from edgekiln import toolchain
 from edgekiln.errors import ToolchainError
 from edgekiln.images.base import drift_of, parse_records
+from edgekiln.progress import Silent
 from edgekiln.toolchain import list_toolchains, load_toolchain
 from edgekiln.toolchain.lock import BaseLock, Deb, Lock, Wheel, digest, read_lock, write_lock
-from edgekiln.toolchain.relock import _deb, _fitness, _wheel
+from edgekiln.toolchain.relock import _deb, _fitness, _wheel, resolve
+from edgekiln.toolchain.uvtool import PINNED
+from edgekiln.user.pipconf import PipSettings
+from tests.conftest import USERS_HOME
 
 LOCKS = sorted(toolchain.folder().rglob("*.lock.json"))
 FILES = [path for path in LOCKS if not path.name.startswith("schema")]
@@ -157,3 +162,72 @@ def test_drift_tells_newer_missing_and_other_bytes() -> None:
         "gone: locked 1, got none",
         "newer: locked 1, got 2",
     ]
+
+
+@pytest.fixture
+def uv(own_home: Path) -> None:
+    """The pinned uv, where the user has it already."""
+    kept = USERS_HOME / "tools" / f"uv-{PINNED.version}-{PINNED.sha256[:12]}"
+    if not (kept / "uv").is_file():
+        pytest.skip("uv was not fetched yet: any `kiln toolchains lock` does")
+    (own_home / "tools").mkdir(parents=True)
+    (own_home / "tools" / kept.name).symlink_to(kept)
+
+
+@pytest.fixture
+def wheels(tmp_path: Path) -> PipSettings:
+    """A folder of wheels: `tool` 1 wants an old `part` and an `extra` there is no wheel of."""
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    put_wheel(folder, "tool", "1", "part==1", "extra")
+    put_wheel(folder, "part", "1")
+    put_wheel(folder, "part", "2")
+    put_wheel(folder, "part", "3", tag="py3-none-manylinux_2_36_x86_64")
+    put_wheel(folder, "part", "4", tag="py3-none-manylinux_2_37_x86_64")
+    return PipSettings(find_links=(str(folder),), no_index=True)
+
+
+def put_wheel(
+    folder: Path, name: str, version: str, *wants: str, tag: str = "py3-none-any"
+) -> None:
+    """A wheel of nothing, which asks for others."""
+    lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
+    lines += [f"Requires-Dist: {want}" for want in wants]
+    told = f"Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: {tag}\n"
+    info = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-{version}-{tag}.whl", "w") as archive:
+        archive.writestr(f"{info}/METADATA", "\n".join(lines) + "\n")
+        archive.writestr(f"{info}/WHEEL", told)
+        archive.writestr(f"{info}/RECORD", "")
+
+
+def resolved(
+    wheels: PipSettings,
+    *requirements: str,
+    base: str = "debian-12",
+    overrides: tuple[str, ...] = (),
+    without: tuple[str, ...] = (),
+) -> str:
+    """What requirements come to, as words."""
+    what = wheel_lock().definition
+    what = replace(what, base=base, places=(), overrides=overrides, without=without)
+    found = resolve(requirements, what, wheels, Silent())
+    return " ".join(f"{wheel.name}=={wheel.version}" for wheel in found)
+
+
+def test_overrides_hold_whatever_is_asked_for_and_without_leaves_out(
+    uv: None, wheels: PipSettings
+) -> None:
+    with pytest.raises(ToolchainError, match="cannot be resolved"):
+        resolved(wheels, "tool", "part==2", without=("extra",))
+    with pytest.raises(ToolchainError, match="cannot be resolved"):
+        resolved(wheels, "tool", overrides=("part==2",))
+    found = resolved(wheels, "tool", overrides=("part==2",), without=("extra",))
+    assert found == "part==2 tool==1"
+
+
+@pytest.mark.parametrize(("base", "newest"), [("debian-12", "3"), ("ubuntu-22.04", "2")])
+def test_wheels_are_for_the_glibc_of_the_base(
+    uv: None, wheels: PipSettings, base: str, newest: str
+) -> None:
+    assert resolved(wheels, "part", base=base) == f"part=={newest}"
