@@ -202,8 +202,35 @@ def test_figures_below_the_floors_name_the_layers_that_lost_most(
     with pytest.raises(QualityError) as caught:
         BACKEND.judge(options(), findings(ratio, cosine))
     assert "layers.7.down_proj" in caught.value.why
-    assert "--weight-block 32" in caught.value.remedy
+    assert "the preset precision" in caught.value.remedy
     assert caught.value.exit_code == 13
+
+
+def test_a_scale_for_each_row_is_told_what_does_better() -> None:
+    with pytest.raises(QualityError, match="times the float") as caught:
+        BACKEND.judge(options(weight_block=0), findings(2))
+    assert "--weight-block 64" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("given", "inner", "size"),
+    [
+        ({}, 1536, 64),
+        ({}, 1568, 32),
+        ({}, 1552, 16),
+        ({}, 1500, 0),
+        ({"weight_block": 0}, 1536, 0),
+        ({"weight_block": 16}, 1552, 16),
+        ({"weight_bits": 8}, 1536, 0),
+        ({"quantizer": "aimet"}, 1536, 0),
+        ({"quantizer": "aimet-1.34-cu121"}, 1536, 0),
+    ],
+)
+def test_the_block_is_the_largest_that_fits_where_none_is_asked_for(
+    given: dict[str, Any], inner: int, size: int
+) -> None:
+    made = plan(options(**given), config={"intermediate_size": inner})
+    assert made.stage("quantize").params["weight_block"] == size
 
 
 def test_the_remedy_is_not_what_is_in_use_already() -> None:

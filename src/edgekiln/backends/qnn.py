@@ -177,8 +177,11 @@ def _graph(source: Input, options: QnnOptions, model: Model) -> Stage:
 
 
 def _calibrate(read: Mapping[str, Input], options: QnnOptions, model: Model) -> Stage:
-    names = ("weight_bits", "weight_block", "head_bits", "embed_bits", "seq_mse")
-    params = _given(options, *names, "calibration_tokens") | _chip(find_soc(options.soc))
+    from edgekiln.backends.qnn_checks import block
+
+    names = ("weight_bits", "head_bits", "embed_bits", "seq_mse", "calibration_tokens")
+    params = _given(options, *names) | _chip(find_soc(options.soc))
+    params["weight_block"] = block(model, options)
     return Stage(
         name="calibrate",
         toolchain=options.quantizer,
@@ -193,15 +196,18 @@ def _calibrate(read: Mapping[str, Input], options: QnnOptions, model: Model) -> 
 
 
 def _quantize(read: Mapping[str, Input], options: QnnOptions, model: Model) -> Stage:
-    names = ["weight_bits", "weight_block", "head_bits", "embed_bits", "calibration_tokens"]
+    from edgekiln.backends.qnn_checks import block
+
+    names = ["weight_bits", "head_bits", "embed_bits", "calibration_tokens"]
     own = options.quantizer == "edgekiln"
+    params = _given(options, *names, *(("rotate", "gptq") if own else ()))
     return Stage(
         name="quantize",
         toolchain=_TOOLCHAIN,
         program="qnn/quantize.py" if own else "qnn/aimet_qdq.py",
         inputs={**read, **_texts(options, "calibration", "evaluation")},
         outputs=(Output(name="quantized", files=_QUANTISED),),
-        params=_given(options, *names, *(("rotate", "gptq") if own else ())),
+        params={**params, "weight_block": block(model, options)},
         memory=sizes.quantize_memory(model, options),
         disk=sizes.quantised_bytes(model, options),
     )

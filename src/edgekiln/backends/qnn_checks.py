@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 # Keys that only models with several experts have.
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_intermediate_size")
 _ROPE = ("default", "llama3")
+# Blocks that are taken unasked, the best first: measured, 64 beats 32, and a row to itself both.
+_BLOCKS = (64, 32, 16)
+_OWN = ("edgekiln", "ort")
 # The QNN of the toolchain `qnn`, as its binaries say it; a phone's runtime may not be older.
 QNN = "v2.51.0"
 
@@ -85,7 +88,7 @@ def check_model(model: Model, options: QnnOptions) -> None:
     _check_rope(model)
     _check_context(model, options)
     _check_window(model, options)
-    _check_block(model, options)
+    block(model, options)
     _check_vocabulary(model)
 
 
@@ -147,18 +150,28 @@ def _window(model: Model) -> int | None:
     return window if slides else None
 
 
-def _check_block(model: Model, options: QnnOptions) -> None:
-    block = options.weight_block
-    rows = [model.hidden_size, model.heads * model.head_dim]
-    inner = model.config.get("intermediate_size")
-    rows += [inner] if isinstance(inner, int) else []
-    bad = sorted({w for w in rows if block and w % block})
+def block(model: Model, options: QnnOptions) -> int:
+    """The weights that share a scale: those asked for, or what fits. Raises UsageError."""
+    rows = _widths(model)
+    if options.weight_block is None:
+        blocked = options.weight_bits == 4 and (options.quantizer, options.compiler) == _OWN
+        fitting = [b for b in _BLOCKS if not any(w % b for w in rows)] if blocked else []
+        return fitting[0] if fitting else 0
+    bad = [w for w in rows if options.weight_block and w % options.weight_block]
     if bad:
         raise UsageError(
-            f"weight_block {block} does not divide {model.name}'s widths "
+            f"weight_block {options.weight_block} does not divide {model.name}'s widths "
             f"{', '.join(map(str, bad))}",
             remedy="a smaller one, or 0 for a whole row",
         )
+    return options.weight_block
+
+
+def _widths(model: Model) -> list[int]:
+    """The row lengths of the layers' matrices."""
+    inner = model.config.get("intermediate_size")
+    rows = {model.hidden_size, model.heads * model.head_dim}
+    return sorted(rows | ({inner} if isinstance(inner, int) else set()))
 
 
 def _check_vocabulary(model: Model) -> None:
@@ -199,8 +212,8 @@ def remedies(options: QnnOptions) -> str:
     """What may bring the perplexity down, of what is not in use yet."""
     found = []
     if options.weight_bits == 4:
-        if not options.weight_block and options.quantizer == "edgekiln":
-            found.append("--weight-block 32")
+        if options.weight_block == 0 and options.quantizer == "edgekiln":
+            found.append("--weight-block 64")
         found.append("the preset precision (8 bits)")
     if options.quantizer != "edgekiln":
         found.append("the quantizer edgekiln")

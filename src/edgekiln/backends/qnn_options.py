@@ -44,9 +44,10 @@ class _Quantize:
     weight_bits: int = option(
         4, "bits of a weight; symmetric, no zero point", choices=(4, 8), group="quantize"
     )
-    weight_block: int = option(
-        0,
-        "weights that share a scale along a row: better at 4 bits, larger; 0 for a whole row",
+    weight_block: int | None = option(
+        None,
+        "weights of a row that share a scale; 0 for a whole row. Not given: 64 at 4 bits, or the "
+        "half or quarter of it that divides the model's widths; 0 at 8 bits, with aimet and qairt",
         choices=(0, 16, 32, 64),
         group="quantize",
     )
@@ -72,7 +73,7 @@ class _Quantize:
         group="quantize",
     )  # fmt: skip
     calibration_tokens: int = option(
-        1280, "as much of it as is read", low=128, high=1 << 20, group="quantize"
+        4096, "as much of it as is read", low=128, high=1 << 20, group="quantize"
     )
     evaluation: str | None = option(
         None, "text for the perplexity, UTF-8; not given: edgekiln's own", path=True,
