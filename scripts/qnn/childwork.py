@@ -32,9 +32,9 @@ class Crashed(Exception):  # noqa: N818 - it says what happened
     """The child ended without a result."""
 
     def __init__(self, how: str, last: tuple[str, ...] = ()) -> None:
-        self.how, self.last = how, last
+        self.how = how
         said = [line.strip() for line in last if line.strip()]
-        super().__init__(f"{how}: {' / '.join(said[-3:])}" if said else f"{how}, without a word")
+        super().__init__(": ".join([how, *([" / ".join(said[-3:])] if said else [])]))
 
 
 def call(

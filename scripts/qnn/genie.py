@@ -40,6 +40,8 @@ _ERRORS = {
     -10: "generating failed",
 }
 _KEPT = 20
+# A sampler that takes the likeliest token. "greedy": true alone is accepted and does nothing.
+GREEDY = {"version": 1, "seed": 0, "temp": 1.0, "top-k": 1, "top-p": 1.0}
 
 _OnTokens = ctypes.CFUNCTYPE(None, POINTER(c_uint32), c_uint32, c_int, c_void_p)
 _OnText = ctypes.CFUNCTYPE(None, c_char_p, c_int, c_void_p)
@@ -259,12 +261,13 @@ def wheel_libraries() -> Path:
 def with_paths(
     config: Mapping[str, Any], folders: Mapping[str, Path], binaries: Sequence[Path]
 ) -> dict[str, Any]:
-    """A bundle's configuration with other binaries, and its other files' paths made absolute.
+    """A bundle's configuration with other binaries, a greedy sampler, and absolute paths.
 
     `folders` says where the files named by "tokenizer" and "extensions" lie.
     """
     copy: dict[str, Any] = json.loads(json.dumps(config))
     dialog = copy["dialog"]
+    dialog["sampler"] = dict(GREEDY)
     dialog["tokenizer"]["path"] = str(folders["tokenizer"] / dialog["tokenizer"]["path"])
     engine = dialog["engine"]
     engine["model"]["binary"]["ctx-bins"] = [str(binary) for binary in binaries]

@@ -7,7 +7,8 @@ seconds (for all answers).
 Two things are shown, each in a process of its own. The twins run under the emulation of the
 Hexagon processor that the vendor's library holds, on the test vectors: their logits against the
 float model's, and against the quantised model's on the CPU. Then the real Genie loads the twins
-by the bundle's own genie_config.json and answers prompts.
+by the bundle's own genie_config.json and answers prompts, taking the likeliest token each time
+whatever the bundle's sampler, so that the answers can be held against the float model's.
 
 It says nothing of a phone's speed, and does not check the chip.
 """
@@ -218,8 +219,8 @@ def _notes(asked: Sequence[Asked], answers: Sequence[Mapping[str, Any]]) -> list
     other = sum(answer["same_prompt_tokens"] is False for answer in answers)
     if other:
         notes.append(
-            f"Genie's tokenizer makes other tokens than the model's own of {other} of "
-            f"{len(answers)} prompts"
+            f"Genie makes other tokens than the model's own tokenizer of {other} of {len(answers)} "
+            "prompts: its bos-token comes before each of them"
         )
     return notes
 

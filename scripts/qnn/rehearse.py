@@ -85,6 +85,7 @@ def dialog(request: Mapping[str, Any], tell: childwork.Told) -> dict[str, Any]:
     config = json.loads((settings / "genie_config.json").read_text(encoding="utf-8"))
     binaries = [Path(file) for file in request["binaries"]]
     folders = {"tokenizer": quantized, "extensions": settings}
+    begin = int(config["dialog"]["context"]["bos-token"])
     library = genie.Genie()
     begun = time.monotonic()
     talk = library.dialog(genie.with_paths(config, folders, binaries))
@@ -105,7 +106,8 @@ def dialog(request: Mapping[str, Any], tell: childwork.Told) -> dict[str, Any]:
             {
                 "answer": said.text.strip(),
                 "ids": talk.encode(said.text) if said.text else [],
-                "prompt_ids": talk.encode(prompt),
+                # Genie puts that token before every prompt, one that begins with it as well.
+                "prompt_ids": [*([begin] if begin >= 0 else []), *talk.encode(prompt)],
                 "tokens": said.pieces,
                 "seconds": round(said.seconds, 3),
                 "first_token_seconds": round(said.first_seconds or said.seconds, 3),
