@@ -29,8 +29,11 @@ Floats = NDArray[np.float32]
 # whole number of the small ones.
 _WIDE = 128
 _NARROW = 16
-# Added to H's diagonal, as a part of its mean (GPTQ's own setting).
+# Added to H's diagonal, as a part of its mean (GPTQ's own setting), and what is added for each
+# input a token: H of a few thousand tokens is not that of all text, and weights fitted to it
+# too closely lose more elsewhere. Found on tokens held back, see docs/qnn-quantize.md.
 DAMPING = 0.01
+_DAMPING_BY_SAMPLE = 0.75
 # What a channel's or block's largest weight may be cut to, tried one by one; eight bits are fine
 # enough not to gain by it.
 _CLIPS = tuple(1.0 - 0.05 * i for i in range(9))
@@ -49,7 +52,12 @@ class Factor:
     weight: Floats  # D, [in]
 
 
-def factor(moments: Floats, *, damping: float = DAMPING, sort: bool = True) -> Factor:
+def damping(inputs: int, tokens: int) -> float:
+    """How much to damp the second moments of so many inputs, seen over so many tokens."""
+    return max(DAMPING, _DAMPING_BY_SAMPLE * inputs / max(tokens, 1))
+
+
+def factor(moments: Floats, *, damped_by: float = DAMPING, sort: bool = True) -> Factor:
     """H = U D Uᵀ with damping; with `sort` the inputs come by falling second moment.
 
     Peak memory: two float64 matrices of H's size.
@@ -60,7 +68,7 @@ def factor(moments: Floats, *, damping: float = DAMPING, sort: bool = True) -> F
     # Backwards, since Cholesky gives a lower factor and an upper one is wanted.
     back = order[::-1]
     damped = moments[np.ix_(back, back)].astype(np.float64)
-    damped[np.diag_indices_from(damped)] += damping * mean
+    damped[np.diag_indices_from(damped)] += damped_by * mean
     lower = np.linalg.cholesky(damped)
     del damped
     upper = lower[::-1, ::-1]

@@ -174,7 +174,7 @@ class Work:
     quantised: streams.Stream = field(init=False)
     grids: dict[str, quantspec.Grid] = field(init=False, default_factory=dict)
     stored: dict[str, qdq.Stored] = field(init=False, default_factory=dict)
-    parameters: list[dict[str, Any]] = field(init=False, default_factory=list)
+    parameters: list[quantspec.Parameter] = field(init=False, default_factory=list)
     losses: quality.Losses = field(init=False, default_factory=quality.Losses)
     scores: dict[str, quality.Score] = field(init=False, default_factory=dict)
     seconds: dict[str, float] = field(init=False, default_factory=dict)
@@ -220,6 +220,7 @@ class Work:
             grid = quantspec.between(low, high, bits=self.options.embed_bits)
             rows = self._turned_rows(table)
             self.stored["embed.weight"] = self.store.table("embed.weight", grid, table.shape, rows)
+            self.parameters.append(quantspec.Parameter(name="embed.weight", grid=grid))
             self.grids |= {"embed.weight": grid, "hidden_0": quantspec.between(low, high)}
 
             def floats(ids: NDArray[np.int32]) -> Floats:
@@ -314,12 +315,17 @@ class Work:
             )
             return dict(zip(every, made, strict=True))
         moments = [ranges.moments(rows[_input_of(number, g)], self.pool) for g in GROUPS]
-        factors = self.pool.map(lambda m: gptq.factor(m, sort=not block), moments)
+        tokens = len(rows[_input_of(number, GROUPS[0])])
+
+        def factor(of: Floats) -> gptq.Factor:
+            return gptq.factor(of, damped_by=gptq.damping(len(of), tokens), sort=not block)
+
+        factors = self.pool.map(factor, moments)
         work = []
-        for group, factor in zip(GROUPS, factors, strict=True):
+        for group, known in zip(GROUPS, factors, strict=True):
             for name in names[group]:
                 for piece in _pieces(weights[name]):
-                    one = self.pool.submit(gptq.quantise, piece, factor, bits=bits, block=block)
+                    one = self.pool.submit(gptq.quantise, piece, known, bits=bits, block=block)
                     work.append((name, one))
         found: dict[str, list[quantspec.Integers]] = {}
         for name, one in work:
@@ -339,15 +345,15 @@ class Work:
     def _store_weight(self, name: str, integers: quantspec.Integers) -> None:
         self.stored[name] = self.store.weight(name, integers)
         self.parameters.append(
-            quantspec.weight_entry(
-                name, bits=integers.bits, block=integers.block, scales=integers.scales
+            quantspec.Parameter(
+                name=name, bits=integers.bits, block=integers.block, scales=integers.scales
             )
         )
 
     def _store_vector(self, name: str, values: Floats) -> None:
         grid = quantspec.between(float(values.min()), float(values.max()))
         self.stored[name] = self.store.table(name, grid, values.shape, [values])
-        self.parameters.append(quantspec.activation_entry(name, grid))
+        self.parameters.append(quantspec.Parameter(name=name, grid=grid))
 
     def _measure(self, number: int, part: onnx.ModelProto) -> None:
         """Send the quantised stream through the layer as it was written."""
@@ -418,10 +424,7 @@ class Work:
         made = qdq.write(self.whole, self.grids, self.stored)
         onnxfile.save(made, self.out / onnxfile.MODEL)
         grids = qdq.every(self.whole, self.grids)
-        table = self.stored["embed.weight"].grid
-        assert table is not None
-        self.parameters.append(quantspec.activation_entry("embed.weight", table))
-        _write(self.out / "encodings.json", quantspec.encodings(grids, self.parameters))
+        quantspec.write_encodings(self.out / "encodings.json", grids, self.parameters)
         logits = {w: np.load(self.out / f".{w}.npy") for w in ("float", "quantised")}
         ids = np.array([self.material.evaluation[0][: self.spec["prefill"]]], np.int32)
         np.savez(

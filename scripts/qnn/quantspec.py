@@ -8,9 +8,11 @@ integer of a signed type is AIMET's 0, so offset = least - zero_point (AIMET use
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -199,17 +201,40 @@ def weight_entry(name: str, *, bits: int, block: int, scales: Floats) -> dict[st
     return entry
 
 
-def encodings(
-    activations: Mapping[str, Grid], parameters: Iterable[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """AIMET's encodings file, format 1.0.0, in the order of names."""
-    made = [activation_entry(name, grid) for name, grid in activations.items()]
-    return {
-        "version": AIMET_VERSION,
-        "activation_encodings": sorted(made, key=_name),
-        "param_encodings": sorted(parameters, key=_name),
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """A parameter's encoding: a grid, or a symmetric weight's scales."""
+
+    name: str
+    grid: Grid | None = None
+    scales: Floats | None = None
+    bits: int = 0
+    block: int = 0
+
+    def entry(self) -> dict[str, Any]:
+        """AIMET's entry."""
+        if self.grid is not None:
+            return activation_entry(self.name, self.grid)
+        assert self.scales is not None
+        return weight_entry(self.name, bits=self.bits, block=self.block, scales=self.scales)
+
+
+def write_encodings(
+    file: Path, activations: Mapping[str, Grid], parameters: Iterable[Parameter]
+) -> None:
+    """AIMET's encodings file, format 1.0.0, in the order of names, an entry a line.
+
+    One entry at a time is in memory as text: blocks have a scale for each 16 to 64 weights.
+    """
+    lists: dict[str, Iterable[dict[str, Any]]] = {
+        "activation_encodings": (activation_entry(n, activations[n]) for n in sorted(activations)),
+        "param_encodings": (p.entry() for p in sorted(parameters, key=lambda p: p.name)),
     }
-
-
-def _name(entry: Mapping[str, Any]) -> str:
-    return str(entry["name"])
+    with file.open("w", encoding="utf-8", newline="\n") as out:
+        out.write(f'{{\n"version": "{AIMET_VERSION}"')
+        for key, entries in lists.items():
+            out.write(f',\n"{key}": [')
+            for number, entry in enumerate(entries):
+                out.write((",\n" if number else "\n") + json.dumps(entry))
+            out.write("\n]")
+        out.write("\n}\n")

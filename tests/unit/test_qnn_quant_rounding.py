@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -169,12 +170,15 @@ def test_integers_that_leave_their_range_are_refused() -> None:
         )
 
 
-def test_encodings_are_aimets() -> None:
+def test_encodings_are_aimets(tmp_path: Path) -> None:
     scales = np.array([[0.5, 0.25], [1.0, 2.0]], np.float32)
     weight = quantspec.weight_entry("w", bits=4, block=16, scales=scales)
     assert weight["enc_type"] == "PER_BLOCK" and weight["block_size"] == 16
     assert weight["scale"] == [0.5, 0.25, 1.0, 2.0] and weight["offset"] == [-8] * 4
-    made = quantspec.encodings({"x": quantspec.between(-1.0, 3.0)}, [weight])
+    file = tmp_path / "encodings.json"
+    parameter = quantspec.Parameter(name="w", bits=4, block=16, scales=scales)
+    quantspec.write_encodings(file, {"x": quantspec.between(-1.0, 3.0)}, [parameter])
+    made = json.loads(file.read_text(encoding="utf-8"))
     assert made["version"] == "1.0.0" and made["param_encodings"] == [weight]
     (entry,) = made["activation_encodings"]
     least = entry["scale"][0] * entry["offset"][0]
