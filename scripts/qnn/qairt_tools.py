@@ -57,7 +57,7 @@ class Tools:
         done = subprocess.run(
             words,
             cwd=self.work,
-            env=environment(self.sdk, os.environ),
+            env=environment(self.sdk, os.environ, _modules_of(Path(words[0]))),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -74,17 +74,26 @@ class Tools:
         raise ToolError(f"{name} {how}: {last or 'it said nothing'}")
 
 
-def environment(sdk: Path, base: Mapping[str, str]) -> dict[str, str]:
+def _modules_of(tool: Path) -> list[str]:
+    """Where a tool that lies outside of the SDK's own folder of tools has its modules."""
+    beside = tool.parents[1] / "src" / "python"
+    return [str(beside)] if beside.is_dir() else []
+
+
+def environment(
+    sdk: Path, base: Mapping[str, str], modules: Sequence[str] = ()
+) -> dict[str, str]:
     """What bin/envsetup.sh sets, on top of `base`.
 
-    PYTHONPATH is the SDK's alone: this house's modules are no business of its tools.
+    PYTHONPATH is the SDK's alone, and `modules` that one of its tools brings beside itself: this
+    house's modules are no business of them.
     """
     tools, libraries = str(sdk / "bin" / HOST), str(sdk / "lib" / HOST)
     return {
         **base,
         "QNN_SDK_ROOT": str(sdk),
         "QAIRT_SDK_ROOT": str(sdk),
-        "PYTHONPATH": os.pathsep.join([str(sdk / "lib" / "python"), str(sdk / "benchmarks/QNN/")]),
+        "PYTHONPATH": os.pathsep.join([*modules, f"{sdk}/lib/python", f"{sdk}/benchmarks/QNN/"]),
         "PATH": os.pathsep.join([tools, base.get("PATH", os.defpath)]),
         "LD_LIBRARY_PATH": os.pathsep.join(
             filter(None, (libraries, base.get("LD_LIBRARY_PATH", "")))

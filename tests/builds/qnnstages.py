@@ -1,0 +1,100 @@
+"""Runs programs of scripts/qnn as an executor does, each by the Python of a toolchain."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgekiln.home import project
+
+SCRIPTS = project() / "scripts"
+TEXTS = SCRIPTS / "qnn" / "data"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ran:
+    """What a stage said and left."""
+
+    code: int
+    events: list[dict[str, Any]]
+    log: str
+    out: Path
+
+    @property
+    def error(self) -> str:
+        """The error's line, or nothing."""
+        return next((e["text"] for e in self.events if e["event"] == "error"), "")
+
+    def notes(self) -> str:
+        """All notes together."""
+        return "\n".join(e["text"] for e in self.events if e["event"] == "note")
+
+
+@dataclass(kw_only=True)
+class Stages:
+    """A folder to run stages in."""
+
+    place: Path
+    count: int = field(default=0, init=False)
+
+    def run(
+        self,
+        python: Path,
+        program: str,
+        inputs: dict[str, Path],
+        env: dict[str, str],
+        **params: Any,
+    ) -> Ran:
+        """Run a program; `env` is added to the environment."""
+        self.count += 1
+        place = self.place / f"{self.count}-{program}"
+        for folder in ("in", "out", "home"):
+            (place / folder).mkdir(parents=True)
+        for name, source in inputs.items():
+            (place / "in" / name).symlink_to(source)
+        (place / "params.json").write_text(json.dumps(params), encoding="utf-8")
+        done = subprocess.run(
+            [str(python), str(SCRIPTS / "qnn" / f"{program}.py")],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={
+                "PATH": os.environ["PATH"],
+                "HOME": str(place / "home"),
+                "PYTHONHASHSEED": "0",
+                "PYTHONPATH": str(SCRIPTS),
+                "KILN_IN": str(place / "in"),
+                "KILN_OUT": str(place / "out"),
+                "KILN_PARAMS": str(place / "params.json"),
+                "KILN_CPUS": "2",
+                **env,
+            },
+        )
+        events = [json.loads(line) for line in done.stdout.splitlines()]
+        return Ran(code=done.returncode, events=events, log=done.stderr, out=place / "out")
+
+    def done(self, python: Path, program: str, inputs: dict[str, Path], **params: Any) -> Path:
+        """Run a program that ends well; its output folder."""
+        ran = self.run(python, program, inputs, {}, **params)
+        assert ran.code == 0, ran.error + ran.log[-3000:]
+        return ran.out
+
+
+def ready_python(name: str) -> Path:
+    """The Python of a toolchain's native prefix where it is filled already; skips the test else.
+
+    AIMET's toolchains are large (5.7 GB for 1.34), so a test does not fetch them.
+    """
+    from edgekiln.prefix import prefix_python
+    from edgekiln.toolchain import load_toolchain
+
+    python = prefix_python(load_toolchain(name))
+    if not python.is_file():
+        pytest.skip(f"the prefix of {name} is not there: kiln images build --native {name}")
+    return python

@@ -1,0 +1,171 @@
+"""AIMET's two flows on tiny decoders: their choices become the same kind of quantised model.
+
+They need a toolchain that a test does not fetch: each is skipped where its prefix is not filled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.builds.qnnstages import TEXTS, Stages, ready_python
+from tests.builds.tinyllm import MAKE_MODEL
+
+pytestmark = pytest.mark.slow
+
+FAMILIES = ("llama", "qwen2", "qwen3")
+FLOWS = {"aimet": "aimet_onnx_ptq", "aimet-1.34-cu121": "aimet_torch_ptq"}
+LENGTHS = {"context_length": 96, "prefill_length": 32}
+LAYERS = 2
+
+
+@pytest.fixture(scope="module")
+def graphs(
+    mnn_python: Path, qnn_python: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Path]]:
+    """A tiny model of each family and its decoder graph: the inputs all flows share."""
+    place = tmp_path_factory.mktemp("aimet")
+    stages = Stages(place=place)
+    found = {}
+    for family in FAMILIES:
+        model = place / family
+        command = [str(mnn_python), "-c", MAKE_MODEL, family, str(model)]
+        subprocess.run(command, check=True, capture_output=True, env=os.environ)
+        graph = stages.done(qnn_python, "graph", {"model": model}, **LENGTHS) / "graph"
+        found[family] = {"model": model, "graph": graph, "texts": TEXTS}
+    return found
+
+
+@pytest.fixture
+def stages(tmp_path: Path) -> Stages:
+    return Stages(place=tmp_path)
+
+
+def read(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+def entries(calibrated: Path) -> dict[str, dict[str, Any]]:
+    found = read(calibrated / "encodings.json")
+    assert found["version"] == "1.0.0"
+    every = [*found["activation_encodings"], *found["param_encodings"]]
+    return {entry["name"]: entry for entry in every}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("flow", FLOWS)
+def test_its_choices_become_a_quantised_model(
+    stages: Stages, graphs: dict[str, dict[str, Path]], qnn_python: Path, flow: str, family: str
+) -> None:
+    inputs = graphs[family]
+    python = ready_python(flow)
+    made = stages.done(
+        python, FLOWS[flow], inputs, arch="v79", weight_bits=4, calibration_tokens=64
+    )
+    found = entries(made / "calibrated")
+    for i in range(LAYERS):
+        # The cache: eight bits around zero, the same in and joined.
+        for past, joined in ((f"past_key_{i}_in", "keys"), (f"past_value_{i}_in", "values")):
+            one, other = found[past], found[f"layers.{i}.{joined}"]
+            assert one["bw"] == other["bw"] == 8 and one["is_sym"] and one["offset"] == [-128]
+            assert one["scale"] == pytest.approx(other["scale"])
+        weight = found[f"layers.{i}.down_proj.weight"]
+        assert weight["bw"] == 4 and set(weight["offset"]) == {-8} and len(weight["scale"]) == 128
+        assert found[f"layers.{i}.gated"]["bw"] == 16
+    assert found["head.weight"]["bw"] == 8 and len(found["head.weight"]["scale"]) == 258
+    out = stages.done(
+        qnn_python,
+        "aimet_qdq",
+        {**inputs, "calibrated": made / "calibrated"},
+        calibration_tokens=64,
+    )
+    quality = read(out / "quantized" / "quality.json")
+    assert quality["quantizer"].startswith("aimet-")
+    assert 0.9 < quality["perplexity_ratio"] < 1.1
+    kept = {e["name"]: e for e in read(out / "quantized" / "encodings.json")["param_encodings"]}
+    for name in ("layers.0.q_proj.weight", "head.weight"):
+        assert kept[name]["scale"] == pytest.approx(found[name]["scale"], rel=1e-6)
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_two_runs_give_the_same_bytes(
+    stages: Stages, graphs: dict[str, dict[str, Path]], flow: str
+) -> None:
+    python, inputs = ready_python(flow), graphs["llama"]
+    first, second = (
+        stages.done(python, FLOWS[flow], inputs, weight_bits=4, calibration_tokens=32)
+        for _ in range(2)
+    )
+    for file in sorted((first / "calibrated").iterdir()):
+        assert file.read_bytes() == (second / "calibrated" / file.name).read_bytes(), file.name
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_seq_mse_narrows_ranges_that_the_largest_weight_set(
+    stages: Stages, graphs: dict[str, dict[str, Path]], flow: str
+) -> None:
+    python, inputs = ready_python(flow), graphs["llama"]
+    scales = {}
+    for seq_mse in (False, True):
+        made = stages.done(
+            python, FLOWS[flow], inputs, weight_bits=4, calibration_tokens=32, seq_mse=seq_mse
+        )
+        scales[seq_mse] = entries(made / "calibrated")["layers.1.up_proj.weight"]["scale"]
+    pairs = list(zip(scales[True], scales[False], strict=True))
+    # A channel whose farthest weight is negative has eight steps for it; SeqMSE counts seven.
+    assert all(after <= before * 8 / 7 * 1.0001 for after, before in pairs)
+    assert sum(after < before * 0.99 for after, before in pairs) > len(pairs) / 2
+
+
+def test_the_write_ups_listing_is_written_where_it_is_asked_for(
+    stages: Stages, graphs: dict[str, dict[str, Path]]
+) -> None:
+    python = ready_python("aimet-1.34-cu121")
+    made = stages.done(
+        python,
+        "aimet_torch_ptq",
+        graphs["qwen2"],
+        calibration_tokens=32,
+        seq_mse=False,
+        export_onnx=True,
+    )
+    root = made / "calibrated"
+    listing = {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()}
+    names = ("decoder.onnx", "decoder.encodings", "decoder.pth", "decoder_torch.encodings")
+    assert {f"onnx/{name}" for name in names} <= listing
+    vectors = ("fp_0.pkl", "qt_0.pkl", "layer_output_name_order.json")
+    assert {f"test_vectors/{name}" for name in vectors} <= listing
+    exported = read(root / "onnx/decoder.encodings")
+    ours = entries(root)
+    # AIMET's own file and ours say the same of what has the same name in both graphs.
+    shared = exported["activation_encodings"].keys() & ours.keys()
+    assert {"past_key_0_in", "attention_mask", "logits"} <= shared
+    for name in shared:
+        assert exported["activation_encodings"][name][0]["scale"] == pytest.approx(
+            ours[name]["scale"][0], rel=1e-5
+        ), name
+
+
+def test_what_aimet_cannot_do_is_refused(
+    stages: Stages, graphs: dict[str, dict[str, Path]]
+) -> None:
+    python, inputs = ready_python("aimet"), graphs["llama"]
+    ran = stages.run(python, "aimet_onnx_ptq", inputs, {}, weight_bits=4, weight_block=32)
+    assert ran.code == 64 and "not in blocks" in ran.error
+    ran = stages.run(python, "aimet_onnx_ptq", inputs, {}, arch="v12", calibration_tokens=32)
+    assert ran.code == 64 and "v12" in ran.error
+
+
+def test_a_gpu_that_is_not_there_is_said_so(
+    stages: Stages, graphs: dict[str, dict[str, Path]]
+) -> None:
+    python = ready_python("aimet-1.34-cu121")
+    hidden = {"CUDA_VISIBLE_DEVICES": ""}
+    ran = stages.run(python, "aimet_torch_ptq", graphs["llama"], hidden, device="cuda")
+    assert ran.code == 64 and "no CUDA device" in ran.error
