@@ -17,6 +17,7 @@ import json
 import math
 import mmap
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -183,11 +184,12 @@ def _one(
     effort: list[htp.Compiled],
 ) -> dict[str, Any]:
     """Compile graphs into one binary, and tell what is in it."""
-    effort.append(
-        htp.compile_binary(
-            list(graphs), work.data, output, work.chip, optimization=work.optimization
-        )
+    made = htp.compile_binary(
+        list(graphs), work.data, output, work.chip, optimization=work.optimization
     )
+    effort.append(made)
+    took = f"{made.seconds:.1f} s, {made.peak_bytes / 1e9:.2f} GB at most"
+    print(f"{output.name}: {took}", file=sys.stderr, flush=True)
     inside = context_binary.read(output)
     if split.of > 1:
         _name_graphs(output, inside, split)

@@ -23,12 +23,13 @@ from typing import Any
 
 import childwork
 import genie
+import rehearse
 import twins
 
 from stagekit import BadInput, Stage, main
 
 RAN_ON = "HTP emulation on this machine's processor; says nothing of the phone's speed"
-CHILD = Path(__file__).with_name("rehearse.py")
+CHILD = Path(rehearse.__file__)
 # Test vectors' last tokens that go through the decode graph, one by one.
 DECODE_ROWS = {"quick": 2, "full": 8}
 ANSWER_TOKENS = {"quick": 16, "full": 32}
