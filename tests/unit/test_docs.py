@@ -19,12 +19,11 @@ from invoke.program import Program
 from tasks import namespace
 
 from edgekiln.__main__ import translate
-from edgekiln.backends import load_backend, option_specs
-from edgekiln.backends.mnn import BACKEND
-from edgekiln.backends.mnn_options import MnnOptions
+from edgekiln.backends import list_backends, load_backend, option_specs
+from edgekiln.backends.qnn_socs import socs
 from edgekiln.bench import MEASUREMENTS
 from edgekiln.cli import _word, with_options
-from edgekiln.errors import UsageError
+from edgekiln.errors import KilnError, UsageError
 from edgekiln.home import project
 from edgekiln.options import specs
 from edgekiln.recipe import Recipe, list_recipes, make_recipe
@@ -163,23 +162,36 @@ def table(page: str, head: str) -> list[list[str]]:
     return found
 
 
-def test_every_option_is_listed_with_its_default() -> None:
-    listed = {row[0].strip("`"): row[2] for row in table("docs/mnn-options.md", "option")}
+@pytest.mark.parametrize("backend", list_backends())
+def test_every_option_is_listed_with_its_default(backend: str) -> None:
+    listed = {row[0].strip("`"): row[2] for row in table(f"docs/{backend}-options.md", "option")}
     wanted = {
         name: "" if spec.default is None else _word(spec.default)
-        for name, spec in specs(MnnOptions).items()
+        for name, spec in specs(load_backend(backend).options).items()
     }
     assert listed == wanted
 
 
-def test_every_preset_is_listed_with_its_floors() -> None:
-    listed = [row[:3] for row in table("docs/mnn.md", "preset")]
-    for name, preset in BACKEND.presets().items():
+@pytest.mark.parametrize("backend", list_backends())
+def test_every_preset_is_listed_with_its_floors(backend: str) -> None:
+    listed = [row[:3] for row in table(f"docs/{backend}.md", "preset")]
+    for name, preset in load_backend(backend).presets().items():
         assert [
             f"`{name}`",
             f"{preset['min_cosine']}",
             f"{preset['max_perplexity_ratio']}",
         ] in listed
+
+
+def test_every_chip_is_listed() -> None:
+    listed = [[cell.strip("`") for cell in row[:4]] for row in table("docs/qnn.md", "`--soc`")]
+    assert listed == [[s.soc, str(s.soc_model), s.names[0], s.arch] for s in socs()]
+
+
+def test_every_exit_code_is_told_of() -> None:
+    codes = {row[0]: row[1] for row in table("docs/errors.md", "code")}
+    for error in KilnError.__subclasses__():
+        assert codes.get(str(error.exit_code)) == error.kind
 
 
 @pytest.mark.parametrize("recipe", list_recipes())
