@@ -259,7 +259,11 @@ class Phone:
                 "sent again",
             )
         self.refuse_if_gone(said)
-        raise DeviceError(f"{source.name} could not be copied to {self.serial}", why=line)
+        raise DeviceError(
+            f"{source.name} could not be copied to {self.serial}",
+            why=line,
+            remedy="look at the phone and its cable, then push again: it goes on where it was",
+        )
 
     def pull(self, source: str, target: Path) -> None:
         """Copy a file of the phone's to `target`."""

@@ -172,10 +172,10 @@ def run(
             line += f" --profile {quote(profile)}" if profile else ""
         else:
             line = f"./{MNN} {quote(_mnn_config(payload))} {quote(file)}"
-        command = (
-            f"cd {quote(place)} && export LD_LIBRARY_PATH=$PWD ADSP_LIBRARY_PATH=$PWD && exec "
-            + line
-        )
+        # llm_demo keeps mapped weights and tuned kernels in tmp/, and does not make it.
+        tmp = "" if payload.backend == "qnn" else "mkdir -p tmp && "
+        paths = "LD_LIBRARY_PATH=$PWD ADSP_LIBRARY_PATH=$PWD"
+        command = f"cd {quote(place)} && {tmp}export {paths} && exec {line}"
 
         def hear(said: str) -> None:
             progress.update(len(said), what="characters said")
