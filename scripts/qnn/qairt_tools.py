@@ -80,9 +80,7 @@ def _modules_of(tool: Path) -> list[str]:
     return [str(beside)] if beside.is_dir() else []
 
 
-def environment(
-    sdk: Path, base: Mapping[str, str], modules: Sequence[str] = ()
-) -> dict[str, str]:
+def environment(sdk: Path, base: Mapping[str, str], modules: Sequence[str] = ()) -> dict[str, str]:
     """What bin/envsetup.sh sets, on top of `base`.
 
     PYTHONPATH is the SDK's alone, and `modules` that one of its tools brings beside itself: this
