@@ -23,7 +23,8 @@ def test_the_command_lines_are_the_write_ups() -> None:
         tools.mha2sha_words(BIN / "m", "N", "Y.onnx", "X.encodings", "D")
         == (
             f"{BIN}/m --sha-export-path D --model-name N "
-            "--exported-model-encoding-path X.encodings --exported-model-path Y.onnx --base-llm llama3 --mha-conv --nchw-aligned"
+            "--exported-model-encoding-path X.encodings --exported-model-path Y.onnx "
+            "--base-llm llama3 --mha-conv --nchw-aligned"
         ).split()
     )
     words = tools.converter_words(BIN / "c", "X.onnx", "X.encodings", "X.dlc", ["n", "m"])
