@@ -15,6 +15,7 @@ from typing import Any
 import chunks
 import corpus
 import numpy as np
+import packed
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
@@ -117,30 +118,19 @@ def answers(
     margin: the least distance between the best and the second best logit over the answer's
     tokens; where it is small, another answer is no fault.
     """
-    runner = chunks.Runner(folder=graph, cpus=cpus)
-    eos, context = set(runner.spec["eos"]), runner.spec["context"]
+    texts = [question.ids for question in questions]
     told = []
-    for question in questions:
-        runner.clear()
-        logits = runner.run(question.ids)[-1]
-        ids: list[int] = []
-        margins: list[float] = []
-        while len(ids) < ANSWER_TOKENS and runner.length < context:
-            second, first = np.partition(logits, -2)[-2:]
-            ids.append(int(logits.argmax()))
-            margins.append(float(first - second))
-            if ids[-1] in eos or len(ids) == ANSWER_TOKENS:
-                break
-            logits = runner.run([ids[-1]], tokens=1)[-1]
+    every = packed.answers(graph, texts, ANSWER_TOKENS, cpus=cpus)
+    for question, said in zip(questions, every, strict=True):
         told.append(
             {
                 "prompt": question.prompt,
                 "text": question.text,
                 "ids": list(question.ids),
-                "float_answer_ids": ids,
-                "float_answer": tokenizer.decode(ids, skip_special_tokens=True),
-                "margin": round(min(margins), 4),
-                "margins": [round(m, 4) for m in margins],
+                "float_answer_ids": list(said.ids),
+                "float_answer": tokenizer.decode(said.ids, skip_special_tokens=True),
+                "margin": round(min(said.margins), 3),
+                "margins": [round(margin, 3) for margin in said.margins],
             }
         )
     return told
