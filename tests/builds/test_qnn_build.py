@@ -46,8 +46,8 @@ class Built:
 
     def __init__(self, kiln: Kiln, model: Path, executor: str, *words: str) -> None:
         self.kiln = kiln
-        self.words = ("build", "--backend", "qnn", "--model", str(model), "--executor", executor)
-        self.words += (*WORDS, *words)
+        place = ("--model", str(model), "--executor", executor)
+        self.words = ("build", "--backend", "qnn", *place, *WORDS, *words)
         done = kiln(*self.words, "--json")
         assert done.returncode == 0, done.stderr + done.stdout[-3000:]
         self.events = [json.loads(line) for line in done.stdout.splitlines()]
