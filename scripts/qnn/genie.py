@@ -10,11 +10,12 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from ctypes import POINTER, byref, c_char_p, c_int, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,7 +132,9 @@ class Genie:
     def call(self, function: str, *arguments: Any) -> int:
         """Call a function of the library; its code where that is no error."""
         self._words.clear()
-        with _overheard() as printed:
+        talkative = function in _TALKATIVE
+        hearing: AbstractContextManager[list[str]] = _overheard() if talkative else nullcontext([])
+        with hearing as printed:
             code = c_int32(getattr(self._c, function)(*arguments)).value
         if code < 0:
             said = [w for w in (*printed, *self._words) if w.strip()][-_KEPT:]
@@ -150,6 +153,8 @@ class Genie:
         self._words.append(line)
 
 
+# These print why they refuse, instead of logging it.
+_TALKATIVE = ("GenieDialogConfig_createFromJson", "GenieDialog_create")
 _VERSION_PARTS = ("Major", "Minor", "Patch")
 
 
@@ -279,24 +284,27 @@ def with_paths(
 
 @contextmanager
 def _overheard() -> Iterator[list[str]]:
-    """What the library prints meanwhile, line by line; it is passed on to standard error."""
+    """What the library prints meanwhile, line by line, once it is over.
+
+    It goes to standard error at once, by a process of its own: a crash would take it along.
+    """
     lines: list[str] = []
     sys.stdout.flush()
     sys.stderr.flush()
     before = os.dup(1), os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 1)
-        os.dup2(held.fileno(), 2)
+    with tempfile.NamedTemporaryFile() as held:
+        tee = subprocess.Popen(["tee", held.name], stdin=subprocess.PIPE, stdout=before[1])
+        assert tee.stdin
+        os.dup2(tee.stdin.fileno(), 1)
+        os.dup2(tee.stdin.fileno(), 2)
         try:
             yield lines
         finally:
             ctypes.CDLL(None).fflush(None)
             sys.stderr.flush()
-            os.dup2(before[0], 1)
-            os.dup2(before[1], 2)
-            os.close(before[0])
-            os.close(before[1])
-            held.seek(0)
-            text = held.read().decode("utf-8", errors="replace")
-            lines += text.splitlines()
-            print(text, end="", file=sys.stderr)
+            for number, old in enumerate(before, 1):
+                os.dup2(old, number)
+                os.close(old)
+            tee.stdin.close()
+            tee.wait()
+            lines += held.read().decode("utf-8", errors="replace").splitlines()

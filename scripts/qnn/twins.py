@@ -20,6 +20,8 @@ import htp
 import numpy as np
 from numpy.typing import NDArray
 
+from stagekit import BadInput
+
 Arrays = dict[str, NDArray[Any]]
 # What compile.py calls them.
 _NAMED = re.compile(r"ar(\d+)_(\d+)_of_\d+\.bin")
@@ -60,6 +62,11 @@ class Split:
         import onnxruntime
 
         said = context_binary.read(file)
+        if len(said["graphs"]) != 1:
+            raise BadInput(
+                f"{file.name} holds {len(said['graphs'])} graphs, a twin holds one",
+                remedy="weights shared between graphs cannot be loaded on x86-64; take the twins",
+            )
         (graph,) = said["graphs"]
         self.inputs, self.outputs = (
             [Edge(**{**t, "shape": tuple(t["shape"])}) for t in graph[side]]

@@ -152,3 +152,18 @@ else:
 onnxfile.save(model, folder / "model.onnx")
 print("TOLD1")
 """
+
+# QUANTIZED SETTINGS BINARY: how a dialog with that binary ends.
+CRASH = """
+import json, sys
+from pathlib import Path
+import childwork, rehearse
+
+request = {"kind": "dialog", "quantized": sys.argv[1], "settings": sys.argv[2],
+           "binaries": sys.argv[3:], "prompts": ["a"], "tokens": 2, "seconds": 9}
+try:
+    told = childwork.call(Path(rehearse.__file__), request)
+except childwork.Crashed as crash:
+    told = str(crash)
+print("TOLD" + json.dumps(told))
+"""
