@@ -44,7 +44,7 @@ def run(stage: Stage) -> None:
     _set_widths(sim, wanted)
     if wanted.seq_mse:
         with calibrated.timed(seconds, "seq_mse"):
-            _seq_mse(sim, feeds, stage, chunks.read_spec(graph)["layers"])
+            _seq_mse(sim, calibrated.for_seq_mse(feeds), stage, chunks.read_spec(graph)["layers"])
     with calibrated.timed(seconds, "encodings"):
         sim.compute_encodings(_told(feeds, stage))
     stage.note(calibrated.words(seconds))

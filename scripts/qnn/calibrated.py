@@ -12,17 +12,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import corpus
 
 from stagekit import BadInput, Stage
+
+Feed = TypeVar("Feed")
 
 ENCODINGS = "encodings.json"
 REPORT = "calibrated.json"
 VERSION = "1.0.0"
 CACHE_BITS = 8
 DEFAULT_TOKENS = 1280
+# SeqMSE sends each chunk through the model up to each layer, so its time grows with their number
+# where the ranges' hardly does.
+SEQ_MSE_CHUNKS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +52,14 @@ class Wanted:
         for name in ("rotate", "gptq"):
             if stage.param(name, bool, False):
                 raise BadInput(f"{name} belongs to the quantizer edgekiln, not to AIMET's")
+        weight_bits = _bits(stage, "weight_bits", (4, 8), 4)
         return cls(
             arch=stage.param("arch", str, "v79"),
-            weight_bits=_bits(stage, "weight_bits", (4, 8), 4),
+            weight_bits=weight_bits,
             head_bits=_bits(stage, "head_bits", (8,), 8),
             embed_bits=_bits(stage, "embed_bits", (8, 16), 16),
-            seq_mse=stage.param("seq_mse", bool, True),
+            # At eight bits there is nothing to find: AIMET 1.34 skips such weights by itself.
+            seq_mse=stage.param("seq_mse", bool, True) and weight_bits == 4,
             tokens=stage.param("calibration_tokens", int, None) or DEFAULT_TOKENS,
         )
 
@@ -78,6 +85,12 @@ def windows(stage: Stage, tokens: int) -> list[list[int]]:
         calibration_tokens=tokens,
     )
     return material.calibration
+
+
+def for_seq_mse(feeds: Sequence[Feed]) -> list[Feed]:
+    """The chunks that SeqMSE looks at: SEQ_MSE_CHUNKS at most, evenly out of all."""
+    count = min(len(feeds), SEQ_MSE_CHUNKS)
+    return [feeds[i * len(feeds) // count] for i in range(count)]
 
 
 @contextmanager

@@ -92,9 +92,9 @@ def run(stage: Stage) -> None:
     before = perplexity(model, spec, evaluated, device)
     with calibrated.timed(seconds, "simulation"):
         sim = simulation(model, feeds[0], wanted)
-    if wanted.seq_mse and wanted.weight_bits == 4:
+    if wanted.seq_mse:
         with calibrated.timed(seconds, "seq_mse"):
-            _seq_mse(model, sim, feeds, stage)
+            _seq_mse(model, sim, calibrated.for_seq_mse(feeds), stage)
     with calibrated.timed(seconds, "encodings"):
         sim.compute_encodings(_forward(stage, feeds), None)
         tie_cache(sim, spec["layers"])
@@ -365,7 +365,7 @@ def _report(
     return {
         "quantizer": f"aimet-torch {version('aimet-torch')}, torch {torch.__version__}, {device}",
         "config": "rules of this program; 1.34 ships none for HTP",
-        "seq_mse": wanted.seq_mse and wanted.weight_bits == 4,
+        "seq_mse": wanted.seq_mse,
         "perplexity_tokens": told[0],
         "perplexity_float": told[1],
         "perplexity_simulated": told[2],
