@@ -10,8 +10,9 @@ grids, the rules are the same:
 - The cache is 8 bits, in, out and joined, on one grid. The new keys and values come out of 16-bit
   arithmetic and are converted once, by an explicit DequantizeLinear → QuantizeLinear, at the
   tensor where they are computed. Nothing else becomes 8 bits by standing beside the cache.
-- Weights are symmetric and have no zero point input at all: HTP would take an asymmetric int4
-  weight and compute something else without a word.
+- Weights are symmetric. HTP takes an asymmetric int4 weight and computes something else without
+  a word; and one with a scale a channel and no zero point input as well, although ONNX says that
+  none means 0. So channels have zeros written out. Blocks need none.
 - RMSNormalization stays whole.
 
 Inputs and outputs keep their names and float types; a quantise stands right behind each input and
@@ -63,7 +64,7 @@ class Stored:
 
     integers: onnx.TensorProto
     scale: onnx.TensorProto
-    zero_point: onnx.TensorProto | None = None  # per tensor only; a weight has none
+    zero_point: onnx.TensorProto | None = None  # zeros for a weight; blocks have none
     axis: int | None = None
     block: int = 0
     grid: Grid | None = None  # of a parameter with one grid
@@ -95,6 +96,7 @@ class Store:
         return Stored(
             integers=self.tensor(name, integers.dtype, shape, [values]),
             scale=self.tensor(f"{name}.scale", "float32", integers.scales.shape, [integers.scales]),
+            zero_point=None if integers.block else _zeros(name, integers),
             axis=0 if integers.block else 1,
             block=integers.block,
         )
@@ -124,6 +126,13 @@ class Store:
         return onnxfile.external(
             name, _TYPES[dtype], shape, location=self.name, offset=start, length=length
         )
+
+
+def _zeros(weight: str, integers: Integers) -> onnx.TensorProto:
+    """A zero point of 0 for each channel of a weight."""
+    count, kind = len(integers.scales), _TYPES[integers.dtype]
+    zeros = bytes((count * integers.bits + 7) // 8)
+    return helper.make_tensor(f"{weight}.zero_point", kind, [count], zeros, raw=True)
 
 
 def _scalar(name: str, value: Any) -> onnx.TensorProto:
@@ -373,15 +382,16 @@ def check(model: onnx.ModelProto) -> None:
 
 
 def _check_parameter(node: onnx.NodeProto, tensors: Mapping[str, onnx.TensorProto]) -> None:
-    """A weight has no zero point, or zeros, and a scale for each channel."""
+    """A weight has a scale for each channel or block, and a zero point of 0 written out."""
     weight = tensors[node.input[0]]
     if weight.data_type not in (TensorProto.INT4, TensorProto.INT8):
         return
+    blocks = any(a.name == "block_size" and a.i for a in node.attribute)
     if len(node.input) > 2 and node.input[2]:
-        # Int4 has no type in numpy; its bytes are 0 where it is.
-        zero = tensors[node.input[2]]
-        if zero.data_location == TensorProto.EXTERNAL or onnx.numpy_helper.to_array(zero).any():
+        if onnx.numpy_helper.to_array(tensors[node.input[2]]).astype(np.int8).any():
             raise ValueError(f"{weight.name} is not symmetric: it has a zero point other than 0")
+    elif not blocks:
+        raise ValueError(f"{weight.name} has no zero point; HTP does not take that for 0")
     axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
     size = next((a.i for a in node.attribute if a.name == "block_size"), 0)
     shape = [weight.dims[0] // size, weight.dims[1]] if size else [weight.dims[1]]
@@ -394,7 +404,9 @@ def _check_cache(model: onnx.ModelProto, tensors: Mapping[str, onnx.TensorProto]
     grids: dict[str, tuple[int, float, int]] = {}
     tables = set()
     for node in model.graph.node:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and len(node.input) > 2:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        if not tensors[node.input[1]].dims:  # one grid; a weight has a scale a channel
             grid = _grid_of(node, tensors)
             grids[node.input[0]] = grids[node.output[0]] = grid
             if node.input[0] in tensors:

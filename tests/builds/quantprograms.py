@@ -71,7 +71,10 @@ def zero_point(model, nodes, tensors):
     shape = list(tensors["layers.0.q_proj.weight.scale"].dims)
     zero = helper.make_tensor("zero", TensorProto.INT4, shape, [1] * shape[0])
     model.graph.initializer.append(zero)
-    nodes["layers.0.q_proj.weight.dq"].input.append("zero")
+    nodes["layers.0.q_proj.weight.dq"].input[2] = "zero"
+
+def no_zero_point(model, nodes, tensors):
+    del nodes["layers.0.q_proj.weight.dq"].input[2]
 
 def one_scale(model, nodes, tensors):
     set_value(tensors, "layers.0.q_proj.weight.scale", np.float32(0.1))
@@ -96,6 +99,7 @@ def norm(model, nodes, tensors):
 
 said("as it was written", lambda *_: None)
 said("zero point on int4", zero_point)
+said("no zero point on int4", no_zero_point)
 said("one scale for a weight", one_scale)
 said("cache in and out", other_out)
 said("cache of 16 bits", sixteen)

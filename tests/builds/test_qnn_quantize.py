@@ -268,6 +268,7 @@ def test_what_htp_gets_wrong_is_refused(bench: Bench) -> None:
     ran = bench.made("llama")
     refused = bench.drive(TRAPS, ran.folder)
     assert "not symmetric" in refused["zero point on int4"]
+    assert "has no zero point" in refused["no zero point on int4"]
     assert "each output channel" in refused["one scale for a weight"]
     assert "different grids" in refused["cache in and out"]
     assert "not 8 bits" in refused["cache of 16 bits"]
