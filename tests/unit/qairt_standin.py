@@ -26,7 +26,7 @@ from pathlib import Path
 
 NAME, words = Path(sys.argv[0]).name, sys.argv[1:]
 kept = ("QNN_SDK_ROOT", "PYTHONPATH", "PATH", "LD_LIBRARY_PATH", "HEXAGON_TOOLS_DIR")
-with open(os.environ["STANDIN_LOG"], "a") as log:
+with open(os.environ.get("STANDIN_LOG", "standin.log"), "a") as log:
     env = {{name: os.environ.get(name, "") for name in kept}}
     log.write(json.dumps({{"tool": NAME, "words": words, "env": env}}) + "\\n")
 
@@ -66,7 +66,7 @@ elif NAME == "qairt-quantizer":
 elif NAME == "qnn-context-binary-generator":
     outer = json.loads(Path(after("--config_file")).read_text())
     inner = json.loads(Path(outer["backend_extensions"]["config_file_path"]).read_text())
-    with open(os.environ["STANDIN_LOG"], "a") as log:
+    with open(os.environ.get("STANDIN_LOG", "standin.log"), "a") as log:
         log.write(json.dumps({{"tool": "settings", "outer": outer, "inner": inner}}) + "\\n")
     made = Path(after("--output_dir")) / (after("--binary_file") + ".bin")
     made.write_text("BIN " + digest(*after("--dlc_path").split(",")) + json.dumps(inner))
