@@ -123,3 +123,18 @@ for what, grids in (("a tensor without a grid", {"x": one, "s": one}),
         told[what] = str(error)
 print(json.dumps(told))
 """
+
+# QUANTISED TWINS → one line of JSON: the least cosine of a row of logits, HTP against CPU.
+EMULATE = """
+import json, sys
+from pathlib import Path
+import numpy as np
+import twins
+
+made = Path(sys.argv[1])
+vectors = np.load(made / "vectors.npz")
+runner = twins.Twins(folder=made, cpus=1, binaries=twins.files(Path(sys.argv[2])))
+got, wanted = runner.run(vectors["input_ids"][0].tolist()), vectors["logits_quantised"]
+norms = np.linalg.norm(got, axis=-1) * np.linalg.norm(wanted, axis=-1)
+print(json.dumps({"cosine": float(((got * wanted).sum(axis=-1) / norms).min())}))
+"""

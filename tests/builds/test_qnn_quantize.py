@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from tests.builds.quantprograms import LOOK, TRAPS
+from tests.builds.quantprograms import EMULATE, LOOK, TRAPS
 
 pytestmark = pytest.mark.slow
 
@@ -35,6 +35,7 @@ COMMON: dict[str, Any] = {
     "eos_token_id": 1,
     "tie_word_embeddings": False,
 }
+OUTPUTS = {"graph": "graph", "quantize": "quantized", "compile": "twins"}
 FAMILIES = ("llama", "qwen2", "qwen3")
 
 
@@ -169,13 +170,13 @@ class Bench:
         }
         done = self.call(str(SCRIPTS / "qnn" / f"{name}.py"), **more)
         events = [json.loads(line) for line in done.stdout.splitlines()]
-        folder = place / "out" / {"graph": "graph", "quantize": "quantized"}[name]
+        folder = place / "out" / OUTPUTS[name]
         return Ran(done.returncode, events, done.stderr, folder)
 
     def drive(self, program: str, *arguments: object) -> Any:
         done = self.call("-c", program, *map(str, arguments))
         assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        return json.loads(done.stdout.splitlines()[-1])
 
     def call(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         path = f"{SCRIPTS}{os.pathsep}{SCRIPTS / 'qnn'}"
@@ -278,6 +279,28 @@ def test_what_htp_gets_wrong_is_refused(bench: Bench) -> None:
     assert "no range for" in refused["a tensor without a grid"]
     assert "different grids" in refused["concat"]
     assert refused["as it was written"] == ""
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"weight_bits": 8},
+        {"weight_bits": 4},
+        {"weight_block": 16},
+        {"embed_bits": 8, "weight_block": 16},
+    ],
+    ids=["int8", "int4", "blocks", "8-bit table"],
+)
+def test_the_emulated_chip_computes_what_the_cpu_computes(
+    bench: Bench, params: dict[str, Any]
+) -> None:
+    ran = bench.made("qwen2", **params)
+    chip = {"soc": "sm8750", "soc_model": 69, "arch": "v79", "vtcm_mb": 8, "weight_sharing": True}
+    compiled = bench.stage("compile", {**chip, "splits": 1}, quantized=ran.folder)
+    assert compiled.code == 0, compiled.error + compiled.log
+    told = bench.drive(EMULATE, ran.folder, compiled.folder)
+    # An int4 weight that HTP takes for another one gives less than 0.
+    assert told["cosine"] > 0.99
 
 
 def test_prompts_come_with_the_float_models_answers(bench: Bench) -> None:
