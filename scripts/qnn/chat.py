@@ -64,13 +64,6 @@ class Chat:
         added, kept = self._default_system()
         return kept + whole.removeprefix(added)
 
-    def begins_with_bos(self) -> bool:
-        """Whether a chat begins with the token that texts begin with, as a token of its own."""
-        bos, (_, kept) = self.special.get("bos_token", ""), self._default_system()
-        first = self.render([_says("user", FIRST)])
-        turn = self.question(FIRST).removeprefix(kept)
-        return bool(bos) and first.startswith(bos) and not turn.startswith(bos)
-
     def _default_system(self) -> tuple[str, str]:
         """What the template says before a first question, unasked, and what of that is to stay.
 

@@ -112,14 +112,12 @@ def positions(graph: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def bos(graph: Mapping[str, Any], template: chat.Chat | None) -> int:
-    """The token Genie is told that texts begin with; -1 for none.
+    """The token that Genie is to put before a prompt; -1 for none.
 
-    A model whose template does not begin with it by itself, as ChatML's do not, has none.
+    A chat template writes the first token itself where there is one, and Genie, told of it, would
+    put it there once more. A model without a template gets it from Genie.
     """
-    token = graph["bos"]
-    if token is None or (template is not None and not template.begins_with_bos()):
-        return -1
-    return int(token)
+    return -1 if template is not None or graph["bos"] is None else int(graph["bos"])
 
 
 def extensions(stage: Stage, shared: bool) -> dict[str, Any]:
@@ -183,8 +181,14 @@ def script(first: str) -> str:
 
 
 def _ends(graph: Mapping[str, Any]) -> int | list[int]:
+    """What ends an answer. Genie also fills up a prefill with it, so there has to be one."""
     ends = [int(token) for token in graph["eos"]]
-    return ends if len(ends) > 1 else ends[0] if ends else -1
+    if not ends:
+        raise BadInput(
+            "the model does not say which token ends an answer",
+            remedy="add eos_token_id to its generation_config.json",
+        )
+    return ends if len(ends) > 1 else ends[0]
 
 
 def _sampler(stage: Stage) -> dict[str, Any]:

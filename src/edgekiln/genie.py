@@ -395,9 +395,9 @@ def ends(bundle: Bundle) -> Iterator[Problem]:
     """An answer has to end: every end token of the model is named."""
     given = _block(bundle.dialog, "context").get("eos-token")
     if given == -1:
-        yield _warning(
+        yield _error(
             f"{bundle.name}: dialog.context.eos-token",
-            "is -1: an answer ends only with the context",
+            "is -1: no answer ends, and Genie fills up a prefill with a token that there is not",
             "the model's eos_token_id",
         )
     wanted = (bundle.model or {}).get("eos_token_id")
@@ -538,6 +538,23 @@ def prompts(bundle: Bundle) -> Iterator[Problem]:
             )
 
 
+def begun_twice(bundle: Bundle) -> Iterator[Problem]:
+    """Genie puts bos-token before a prompt; one that begins with it has it twice."""
+    token = _block(bundle.dialog, "context").get("bos-token")
+    named = _block(bundle.dialog, "tokenizer").get("path")
+    content = _read(bundle.file(named)) if isinstance(named, str) else None
+    added = content.get("added_tokens") or [] if isinstance(content, dict) else []
+    text = {a.get("id"): a.get("content") for a in added if _is_block(a)}.get(token)
+    for file in sorted(bundle.folder.rglob("*.txt")) if text else []:
+        if file.read_text(encoding="utf-8", errors="replace").startswith(str(text)):
+            yield _warning(
+                f"{bundle.name}: dialog.context.bos-token",
+                f"Genie puts {text} before each prompt, and {file.name} begins with it already",
+                "bos-token -1, or leave it out of the prompts",
+            )
+            return
+
+
 RULES: tuple[Rule, ...] = (
     keys,
     rope_once,
@@ -551,6 +568,7 @@ RULES: tuple[Rule, ...] = (
     extensions,
     libraries,
     prompts,
+    begun_twice,
 )
 
 

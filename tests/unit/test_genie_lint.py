@@ -313,6 +313,13 @@ def spoil_build(m: Made) -> None:
     m.files["libQnnHtpV79Skel.so"] = runtime("2.36.0.250627103412")["libQnnHtpV79Skel.so"]
 
 
+def spoil_begin(m: Made) -> None:
+    tokens = [{"id": 128000, "content": "<|begin_of_text|>"}, {"id": 128255, "content": "x"}]
+    text = json.dumps({"model": {"vocab": {"a": 0}}, "added_tokens": tokens})
+    m.files["tokenizer.json"] = text.encode()
+    m.files["prompts/01.txt"] = b"<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi"
+
+
 def spoil_greedy(m: Made) -> None:
     m.config["dialog"]["sampler"]["greedy"] = True
 
@@ -352,7 +359,7 @@ BROKEN: list[tuple[Callable[[Made], None], str, str, str]] = [
     (spoil_other_model, "error", "n-vocab", "128256"),
     (spoil_bos, "error", "bos-token", "generation_config"),
     (spoil_eos, "warning", "eos-token", "128009"),
-    (spoil_endless, "warning", "eos-token", "eos_token_id"),
+    (spoil_endless, "error", "eos-token", "eos_token_id"),
     (spoil_extensions, "warning", "devices[0].perf_profil", ""),
     (spoil_chip, "error", "dsp_arch", "v79"),
     (spoil_two_chips, "error", "devices[0]", "keep one"),
@@ -362,6 +369,7 @@ BROKEN: list[tuple[Callable[[Made], None], str, str, str]] = [
     (spoil_skel, "error", "bundle", "the same SDK"),
     (spoil_skel, "warning", "libQnnHtpV75Skel.so", "leave it out"),
     (spoil_build, "error", "bundle", "from one SDK"),
+    (spoil_begin, "warning", "bos-token", "leave it out"),
     (spoil_greedy, "warning", "sampler.greedy", "top-k"),
     (spoil_half, "error", "model.binary", "another context length"),
     (spoil_prompt, "warning", "prompts/02.txt", "real line ends"),

@@ -85,15 +85,21 @@ def test_a_base_that_is_no_whole_number_stays_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("eos", "said"), [([2], 2), ([128001, 128008, 128009], [128001, 128008, 128009]), ([], -1)]
+    ("eos", "said"), [([2], 2), ([128001, 128008, 128009], [128001, 128008, 128009])]
 )
 def test_every_token_that_ends_an_answer_is_named(eos: list[int], said: Any) -> None:
     assert dialog({"eos": eos})["context"]["eos-token"] == said
 
 
-def test_a_model_without_a_first_token_has_none() -> None:
+def test_a_model_that_names_no_end_is_refused() -> None:
+    with pytest.raises(BadInput, match="ends an answer"):
+        dialog({"eos": []})
+
+
+def test_the_first_token_is_the_template_s_to_write_and_else_genie_s() -> None:
     assert settings.bos({**GRAPH, "bos": None}, None) == -1
     assert settings.bos(GRAPH, None) == 1
+    assert settings.bos(GRAPH, settings.chat.Chat(source="", special={})) == -1
 
 
 def test_the_sampler_s_values_are_the_options() -> None:
