@@ -151,9 +151,11 @@ def phones(adb: Callable[..., str], tmp_path: Path) -> Iterator[Callable[..., Ph
 
 
 @pytest.fixture
-def phone(phones: Callable[..., Phone]) -> Phone:
-    """One phone, connected."""
-    return phones()
+def phone(phones: Callable[..., Phone], monkeypatch: pytest.MonkeyPatch) -> Phone:
+    """One phone, connected, and the one that is used whatever else may be listed."""
+    phone: Phone = phones()
+    monkeypatch.setenv("ANDROID_SERIAL", phone.serial)
+    return phone
 
 
 def write_bundle(place: Path, files: Mapping[str, bytes], **about: object) -> Path:

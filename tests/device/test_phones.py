@@ -13,7 +13,8 @@ from edgekiln.errors import DeviceError, UsageError
 from tests.device.standin import Phone
 
 
-def test_the_only_phone_is_chosen(phone: Phone) -> None:
+def test_the_only_phone_is_chosen(phones: Callable[..., Phone]) -> None:
+    phone = phones()
     chosen = choose()
     assert chosen.serial == phone.serial
     assert chosen.model == "Stand in"

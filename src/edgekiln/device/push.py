@@ -122,11 +122,10 @@ def pushed_files(phone: Phone, place: str) -> dict[str, str]:
 
 
 def _read_list(phone: Phone, place: str) -> dict[str, _There]:
-    done = phone.shell(f"cat {quote(posixpath.join(place, LIST))}")
-    if done.returncode:
-        return {}
+    path = quote(posixpath.join(place, LIST))
+    text = phone.must(f"if [ -e {path} ]; then cat {path}; fi", "reading its list of files")
     try:
-        files = json.loads(done.stdout)["files"]
+        files = json.loads(text)["files"]
         return {str(name): _There(**file) for name, file in files.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         # Cut short when the phone lost power: everything is compared by its digest anyway.
@@ -166,8 +165,9 @@ def _digests(phone: Phone, place: str, tool: str, names: Sequence[str]) -> dict[
     for batch in _batches(names):
         words = " ".join(quote(f"./{name}") for name in batch)
         # What is missing makes the tool end with 1; that is an answer too.
-        done = phone.shell(f"cd {quote(place)} && {tool} {words} 2>/dev/null", timeout=_PATIENCE)
-        for line in done.stdout.splitlines():
+        script = f"cd {quote(place)} && {{ {tool} {words} 2>/dev/null; true; }}"
+        text = phone.must(script, "comparing files", timeout=_PATIENCE)
+        for line in text.splitlines():
             digest, _, name = line.strip().partition(" ")
             found[name.strip().lstrip("*").removeprefix("./")] = digest.lower()
     return found

@@ -142,9 +142,9 @@ def _sources(lost: Any) -> Iterator[str]:
 def _sizes(phone: Phone, place: str, names: list[str]) -> dict[str, int]:
     """Bytes of each of these files that is there."""
     words = " ".join(quote(f"./{name}") for name in names)
-    done = phone.shell(f"cd {quote(place)} && stat -c '%s %n' {words} 2>/dev/null")
+    script = f"cd {quote(place)} && {{ stat -c '%s %n' {words} 2>/dev/null; true; }}"
     found = {}
-    for line in done.stdout.splitlines():
+    for line in phone.must(script, "looking at its files").splitlines():
         size, _, name = line.partition(" ")
         if size.isdigit():
             found[name.removeprefix("./")] = int(size)
