@@ -52,7 +52,7 @@ class _Quantize:
         group="quantize",
     )
     head_bits: int = option(8, "bits of the output layer", choices=(8,), group="quantize")
-    embed_bits: int = option(16, "bits of the embedding table", choices=(8, 16), group="quantize")
+    embed_bits: int = option(8, "bits of the embedding table", choices=(8, 16), group="quantize")
     rotate: bool = option(
         True,
         "turn the residual stream and the heads by orthogonal matrices first, which takes outliers "
@@ -147,7 +147,7 @@ class _Quality:
     )
     prove_seconds: int | None = option(
         None,
-        "for all answers of the proof; not given: 150 (quick), 1800 (full)",
+        "for all answers of the proof; not given: 600 (quick), 3600 (full)",
         low=10,
         high=86400,
         group="quality",
