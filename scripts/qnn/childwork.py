@@ -7,6 +7,7 @@ its standard input and writes JSON lines to its standard output, the last one {"
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -22,6 +23,8 @@ from typing import IO, Any
 from stagekit import BadInput
 
 _KEPT_LINES = 40
+# prctl(PR_SET_PDEATHSIG): a stage that is killed leaves no compiler running behind it.
+_DIE_WITH_PARENT = 1
 # What libraries print by the way, which never says why something ended badly.
 _NOISE = ("LIBNATIVE:", "[W:onnxruntime", "[I:onnxruntime", "  warnings.warn")
 
@@ -131,6 +134,7 @@ def _drain(pipe: IO[bytes], last: deque[str]) -> None:
 
 def answer(function: Callable[[Mapping[str, Any], Told], Mapping[str, Any]]) -> None:
     """The child's side: call `function(request, tell)` and hand over what it gives."""
+    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     lines = os.fdopen(os.dup(1), "w", encoding="utf-8", newline="\n")
     os.dup2(2, 1)  # what libraries print goes to the log
     sys.stdout = sys.stderr

@@ -97,7 +97,7 @@ import os, signal, sys, time
 import childwork
 
 def work(request, tell):
-    tell({"begun": True})
+    tell({"begun": os.getpid()})
     how = request["how"]
     if how == "crash":
         print("the last thing I said", file=sys.stderr, flush=True)
@@ -166,4 +166,13 @@ try:
 except childwork.Crashed as crash:
     told = str(crash)
 print("TOLD" + json.dumps(told))
+"""
+
+# CHILD: print the child's process number and wait for it.
+WAIT = """
+import sys
+from pathlib import Path
+import childwork
+
+childwork.call(Path(sys.argv[1]), {"how": "hang"}, told=lambda e: print(e["begun"], flush=True))
 """

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.builds import htpprograms
+from tests.builds.kit import alive, until
 from tests.builds.qnnstages import SCRIPTS, TEXTS, Ran, Stages
 from tests.builds.test_qnn_quantize import _write_model as write_model
 
@@ -371,3 +372,21 @@ def test_a_child_may_crash_hang_or_leave(tiny: Tiny, tmp_path: Path) -> None:
     assert time.monotonic() - begun < 20
     assert "exit code 3" in parent("leave")[0]
     assert parent("raise")[0] == "ValueError: no good"
+
+
+def test_a_child_does_not_outlive_its_stage(tiny: Tiny, tmp_path: Path) -> None:
+    child = tmp_path / "child.py"
+    child.write_text(htpprograms.CHILD, encoding="utf-8")
+    parent = subprocess.Popen(
+        [str(tiny.python), "-c", htpprograms.WAIT, str(child)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={"PYTHONPATH": f"{SCRIPTS}{os.pathsep}{SCRIPTS / 'qnn'}"},
+    )
+    assert parent.stdout
+    number = int(parent.stdout.readline())
+    assert alive(number)
+    parent.kill()
+    parent.wait()
+    until(lambda: not alive(number), "the child is gone")
+    parent.stdout.close()
