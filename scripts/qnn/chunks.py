@@ -1,15 +1,13 @@
 """Running a decoder graph on the CPU in chunks of T tokens, the cache carried from one to the next.
 
-Two runners share one way of cutting text into chunks, on the float graph and the quantised one
-alike: `Runner` holds the whole model and can decode; `sweep` goes through it part by part (embed,
-layer_i, head), every chunk through one part before the next is loaded, so that one layer at a
-time is in memory whatever the model's size. What `sweep` keeps is the hidden rows of all chunks.
+`Runner` holds the whole model, float or quantised. What it is made of (how text is cut, what a
+chunk's inputs are, how a cache grows) also serves those who go through a model layer by layer.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -129,22 +127,21 @@ def _frequencies(spec: Mapping[str, Any]) -> Floats:
     return rope.inverse_frequencies(spec["head_dim"], turn["theta"], turn["scaling"])
 
 
-def session(model: onnx.ModelProto, folder: Path, *, cpus: int, arena: bool = False) -> Any:
+def session(model: onnx.ModelProto, folder: Path, *, cpus: int) -> Any:
     """An onnxruntime session on the CPU; external weights are found in `folder`.
 
-    Without `arena` memory goes back to the system between runs, and weights are used where they
-    are mapped instead of being repacked: slower by little, smaller by a copy of the weights.
+    Memory goes back to the system between runs, and weights are used where they are mapped
+    instead of being repacked: slower by little, smaller by a copy of the weights.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = cpus
     options.log_severity_level = 3
-    options.enable_cpu_mem_arena = arena
+    options.enable_cpu_mem_arena = False
     key = "session.model_external_initializers_file_folder_path"
     options.add_session_config_entry(key, str(folder))
-    if not arena:
-        options.add_session_config_entry("session.disable_prepacking", "1")
+    options.add_session_config_entry("session.disable_prepacking", "1")
     # Threads that spin while they wait starve whatever else runs on the machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(
@@ -224,78 +221,3 @@ class Runner:
             model = shapes.retarget(self.model, tokens)
             self._sessions[tokens] = session(model, self.folder, cpus=self.cpus)
         return self._sessions[tokens]
-
-
-# What is done to a part before it is run: extra outputs, say. (part, its model) → model.
-Edit = Callable[[Mapping[str, Any], onnx.ModelProto], onnx.ModelProto]
-# What is done with what a part gave for a chunk: (part, chunk, outputs by name).
-Heard = Callable[[Mapping[str, Any], Chunk, Arrays], None]
-
-
-def sweep(
-    folder: Path,
-    chunks: Sequence[Chunk],
-    heard: Heard,
-    *,
-    cpus: int,
-    edit: Edit = lambda _, part: part,
-    wanted: Callable[[Chunk], bool] = lambda _: True,
-    model: onnx.ModelProto | None = None,
-) -> Iterator[str]:
-    """Every chunk through part after part; yields the name of each part once all are through it.
-
-    `heard` is told all outputs of each part for each chunk, the ones `edit` added among them. The
-    head is run for chunks that are `wanted` only. All chunks must have one T; `model` stands in
-    for the folder's own. Memory: one part's weights, and hidden rows [T, hidden] of every chunk.
-    """
-    spec = read_spec(folder)
-    whole = model or onnxfile.load(folder / onnxfile.MODEL)
-    if chunks and chunks[0].tokens != shapes.tokens_of(whole):
-        whole = shapes.retarget(whole, chunks[0].tokens)
-    hidden: dict[int, Floats] = {}
-    for part in spec["parts"]:
-        piece = edit(part, onnxfile.cut(whole, part["inputs"], part["outputs"]))
-        made = session(piece, folder, cpus=cpus)
-        names = [output.name for output in made.get_outputs()]
-        cache = Cache.empty(spec)
-        for number, chunk in enumerate(chunks):
-            if part["name"] == "head" and not wanted(chunk):
-                continue
-            if chunk.start == 0:
-                cache.length = 0
-            feeds = _part_feeds(spec, part, chunk, cache, hidden.get(number))
-            results = dict(zip(names, made.run(names, feeds), strict=True))
-            _carry(part, chunk, cache, results)
-            if part["name"] != "head":
-                hidden[number] = results[part["outputs"][0]]
-            heard(part, chunk, results)
-        del made
-        yield str(part["name"])
-
-
-def _part_feeds(
-    spec: Mapping[str, Any],
-    part: Mapping[str, Any],
-    chunk: Chunk,
-    cache: Cache,
-    hidden: Floats | None,
-) -> Arrays:
-    feeds = edges(spec, chunk)
-    layer = layer_of(part)
-    if layer is not None:
-        feeds |= cache.feeds(layer, spec["context"] - chunk.tokens)
-    if hidden is not None:
-        feeds[part["inputs"][0]] = hidden
-    return {name: feeds[name] for name in part["inputs"]}
-
-
-def _carry(part: Mapping[str, Any], chunk: Chunk, cache: Cache, results: Arrays) -> None:
-    layer = layer_of(part)
-    if layer is not None:
-        cache.take(chunk, results[f"past_key_{layer}_out"], results[f"past_value_{layer}_out"])
-
-
-def layer_of(part: Mapping[str, Any]) -> int | None:
-    """The layer a part of graph.json is, or None."""
-    name = str(part["name"])
-    return int(name.removeprefix("layer_")) if name.startswith("layer_") else None

@@ -8,7 +8,7 @@ DRIVE = """
 import json, sys
 from pathlib import Path
 import numpy as np
-import chunks
+import chunks, onnxfile
 
 folder, decoded = Path(sys.argv[1]), int(sys.argv[3])
 reference = np.load(sys.argv[2])
@@ -29,23 +29,29 @@ told["left"] = far(runner.run(ids[:first], left=True), slice(first))
 runner.clear()
 told["other_tokens"] = far(runner.run(ids, tokens=7))
 
-spec = chunks.read_spec(folder)
-texts = [ids, ids[: first // 2]]
-rows = [[], []]
-
-def heard(part, chunk, outputs):
-    if part["name"] == "head":
-        rows[chunk.text].append(outputs["logits"][0, chunk.rows])
-
-cut = chunks.split(texts, spec["prefill"], spec["context"])
-told["parts"] = list(chunks.sweep(folder, cut, heard, cpus=2))
-told["sweep"] = far(np.concatenate(rows[0]))
-told["sweep_second"] = far(np.concatenate(rows[1]), slice(len(texts[1])))
-asked = []
-for _ in chunks.sweep(folder, cut, lambda p, c, o: asked.append(c.start) if p["name"] == "head"
-                      else None, cpus=2, wanted=lambda chunk: chunk.start == 0):
-    pass
-told["head_ran_for"] = asked
+# Part after part, each cut out of the whole; every chunk goes through one before the next.
+spec, model = runner.spec, runner.model
+cut = chunks.split([ids, ids[: first // 2]], spec["prefill"], spec["context"])
+hidden, rows = {}, [[], []]
+for part in spec["parts"]:
+    made = chunks.session(onnxfile.cut(model, part["inputs"], part["outputs"]), folder, cpus=2)
+    layer = int(part["name"][6:]) if part["name"].startswith("layer_") else None
+    for number, chunk in enumerate(cut):
+        cache = chunks.Cache.empty(spec) if chunk.start == 0 else cache
+        feeds = chunks.edges(spec, chunk) | {part["inputs"][0]: hidden.get(number)}
+        if layer is None:
+            feeds["input_ids"] = chunks.edges(spec, chunk)["input_ids"]
+        else:
+            feeds |= cache.feeds(layer, spec["context"] - chunk.tokens)
+        results = made.run(part["outputs"], {name: feeds[name] for name in part["inputs"]})
+        hidden[number] = results[0]
+        if layer is not None:
+            cache.take(chunk, *results[1:])
+for number, chunk in enumerate(cut):
+    rows[chunk.text].append(hidden[number][0, chunk.rows])
+told["parts"] = [part["name"] for part in spec["parts"]]
+told["cut"] = far(np.concatenate(rows[0]))
+told["cut_second"] = far(np.concatenate(rows[1]), slice(first // 2))
 runner.clear()
 told["answer"] = runner.answer(ids[:first], 5)
 told["likeliest"] = int(logits[first - 1].argmax())

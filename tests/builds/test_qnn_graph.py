@@ -110,10 +110,9 @@ def altered(model: Path, place: Path, **changes: Any) -> Path:
 def test_it_says_what_transformers_says(bench: Bench, decoders: Path, name: str) -> None:
     told = bench.drive(DRIVE, bench.made(decoders / name), decoders / f"{name}.npz", 14)
     assert told["largest"] > 1, "logits near zero would agree with anything"
-    for way in ("prefill", "decode", "left", "other_tokens", "sweep", "sweep_second"):
+    for way in ("prefill", "decode", "left", "other_tokens", "cut", "cut_second"):
         assert told[way] < 1e-4, way
     assert told["parts"] == ["embed", "layer_0", "layer_1", "layer_2", "head"]
-    assert told["head_ran_for"] == [0, 0]
     assert told["answer"][0] == told["likeliest"]
 
 
