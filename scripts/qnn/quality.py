@@ -15,6 +15,7 @@ from typing import Any
 import chunks
 import corpus
 import numpy as np
+import onnxfile
 import packed
 from numpy.typing import NDArray
 
@@ -22,8 +23,11 @@ Floats = NDArray[np.float32]
 
 # Rows of logits in 64 bits at a time: a vocabulary is wide.
 _ROWS = 16
-# Longest answer of the float model that is written down.
+# Longest answer of the float model that is written down…
 ANSWER_TOKENS = 24
+# …and for one with more weights than this, which are read from disk for every token.
+LARGE = 12 << 30
+FEW_TOKENS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +123,10 @@ def answers(
     tokens; where it is small, another answer is no fault.
     """
     texts = [question.ids for question in questions]
+    large = (graph / onnxfile.DATA).stat().st_size > LARGE
+    count = FEW_TOKENS if large else ANSWER_TOKENS
     told = []
-    every = packed.answers(graph, texts, ANSWER_TOKENS, cpus=cpus)
+    every = packed.answers(graph, texts, count, cpus=cpus)
     for question, said in zip(questions, every, strict=True):
         told.append(
             {

@@ -376,8 +376,8 @@ class Work:
                 for own in text:
                     reach.add(own)
             del self.calibrating
-            session = streams.session(part, self.graph, weights)
             self._score("float", self.floats, session)
+            # A session holds the head once more, packed; two of them would be the peak.
             del session
             self._store_vector("norm.weight", weights["norm.weight"])
             self._store_weight("head.weight", self._rounded_head(weights.pop("head.weight")))
