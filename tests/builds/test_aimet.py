@@ -169,3 +169,43 @@ def test_a_gpu_that_is_not_there_is_said_so(
     hidden = {"CUDA_VISIBLE_DEVICES": ""}
     ran = stages.run(python, "aimet_torch_ptq", graphs["llama"], hidden, device="cuda")
     assert ran.code == 64 and "no CUDA device" in ran.error
+
+
+# QUANTIZED PLACE: the graph for the vendor's tools, through AIMET's rules for the HTP.
+FUSE = """
+import json, sys
+from collections import Counter
+from pathlib import Path
+import aimet_onnx, onnx, onnxfile, qairt_graph
+
+quantized, place = map(Path, sys.argv[1:])
+lowered = qairt_graph.lower(onnxfile.load(quantized / "model.onnx"), quantized, place / "model.data")
+onnx.save(lowered.model, str(place / "lowered.onnx"))
+sim = aimet_onnx.QuantizationSimModel(
+    onnx.load(str(place / "lowered.onnx")), param_type="int4", activation_type="int16",
+    config_file="htp_v79",
+)
+kinds = Counter(node.op_type for node in sim.model.model.graph.node)
+(place / "told.json").write_text(json.dumps({"kinds": kinds, "on": list(sim.qc_quantize_op_dict)}))
+"""
+
+
+def test_the_vendors_fusion_finds_every_norm_that_is_spelled_out(
+    stages: Stages, graphs: dict[str, dict[str, Path]], qnn_python: Path, tmp_path: Path
+) -> None:
+    """What is handed to the QAIRT tools; of those, AIMET's rules are the part that can run here."""
+    python = ready_python("aimet")
+    made = stages.done(qnn_python, "quantize", graphs["qwen3"], calibration_tokens=64)
+    scripts = TEXTS.parents[1]
+    path = os.pathsep.join((str(scripts), str(scripts / "qnn")))
+    command = [str(python), "-c", FUSE, str(made / "quantized"), str(tmp_path)]
+    subprocess.run(
+        command,
+        check=True,
+        capture_output=True,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": path},
+    )
+    told = read(tmp_path / "told.json")
+    assert told["kinds"]["RMSNormalization"] == 4 * LAYERS + 1  # two of each layer, q's and k's
+    assert not {"Pow", "ReduceMean", "Sqrt"} & told["kinds"].keys()
+    assert not [name for name in told["on"] if name.endswith((".mean", ".root", ".normed"))]
