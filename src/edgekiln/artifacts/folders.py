@@ -51,10 +51,10 @@ def _bundle(path: Path) -> Facts:
         raise damaged(path, "bundle", f"its manifest: {error!r}") from error
     rows += [("broken", f"{name}: {why}") for name, why in bad.items()]
     rows += [] if bad else [("whole", "every file is as the manifest has it")]
-    rows += [("", line) for line in manifest.get("shown", [])]
+    shown = "\n".join(manifest.get("shown", []))
     facts = {"backend": backend, "model": model, "files": dict(files), "broken": bad}
     facts |= {"options": manifest.get("options", {}), "figures": manifest.get("figures", {})}
-    return Facts(kind="bundle", facts=facts, rows=tuple(rows))
+    return Facts(kind="bundle", facts=facts, rows=tuple(rows), tail=shown)
 
 
 def _state(name: str, file: Mapping[str, Any], found: Mapping[str, tuple[int, str]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,17 +36,15 @@ def parts(payload: Payload) -> tuple[Part, ...]:
 
 def _genie(version: str) -> tuple[Part, ...]:
     """The device files of Qualcomm's QAIRT SDK, for a Hexagon version such as V79."""
-    android = "lib/aarch64-android in the QAIRT SDK"
-    names = ("libGenie.so", "libQnnHtp.so", "libQnnHtpNetRunExtensions.so", "libQnnSystem.so")
-    return (
-        Part(name=GENIE, source="bin/aarch64-android in the QAIRT SDK"),
-        *(Part(name=name, source=android) for name in names),
-        Part(name=f"libQnnHtp{version}Stub.so", source=android),
+    from edgekiln.backends.qairt_sdk import device_files
+
+    return tuple(
         Part(
-            name=f"libQnnHtp{version}Skel.so",
-            source=f"lib/hexagon-{version.lower()}/unsigned in the QAIRT SDK",
-            machine=_HEXAGON,
-        ),
+            name=file.name,
+            source=f"{posixpath.dirname(file.place)} in the QAIRT SDK",
+            machine=_HEXAGON if "hexagon" in file.place else _AARCH64,
+        )
+        for file in device_files(version.lower())
     )
 
 
