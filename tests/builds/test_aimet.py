@@ -179,7 +179,8 @@ from pathlib import Path
 import aimet_onnx, onnx, onnxfile, qairt_graph
 
 quantized, place = map(Path, sys.argv[1:])
-lowered = qairt_graph.lower(onnxfile.load(quantized / "model.onnx"), quantized, place / "model.data")
+model = onnxfile.load(quantized / "model.onnx")
+lowered = qairt_graph.lower(model, quantized, place / "model.data")
 onnx.save(lowered.model, str(place / "lowered.onnx"))
 sim = aimet_onnx.QuantizationSimModel(
     onnx.load(str(place / "lowered.onnx")), param_type="int4", activation_type="int16",
