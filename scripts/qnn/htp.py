@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 PROVIDER = "QNNExecutionProvider"
 CONTEXT_NODE = "EPContext"
+# What onnxruntime says when a node is left over.
+_FALLBACK = "fallback to CPU EP"
 # Names of nodes in one line for people.
 _NAMED = 6
 
@@ -95,8 +97,13 @@ def _refusal(
     models: Sequence[Path], chip: Chip, request: Mapping[str, Any], crash: childwork.Crashed
 ) -> BadInput:
     """Why a compilation failed: the nodes that would run on the CPU, else the compiler's words."""
+    if "SIGKILL" in crash.how:
+        return BadInput(
+            f"the compiler for {chip.soc} was killed, as happens where memory runs out",
+            remedy="it needs about ten times a split's weights; ask for more --splits",
+        )
     strays: list[str] = []
-    for model in models:
+    for model in models if _FALLBACK in str(crash) else ():
         lenient = {**request, "models": [str(model)], "lenient": True, "output": None}
         try:
             strays += childwork.call(Path(__file__), lenient)["strays"]
@@ -108,12 +115,9 @@ def _refusal(
             f"the Hexagon compiler leaves {len(strays)} nodes to the processor: {listed}",
             remedy="the graph must run on Hexagon as a whole; change those nodes or their types",
         )
-    memory = "SIGKILL" in crash.how
     return BadInput(
         f"the compiler for {chip.soc} failed: {crash}",
-        remedy="it ran out of memory: more --splits need less at a time"
-        if memory
-        else "its log says more; more --splits or another quantisation may help",
+        remedy="its log says more; more --splits or another quantisation may help",
     )
 
 

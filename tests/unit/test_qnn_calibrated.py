@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 sys.path[:0] = [str(SCRIPTS), str(SCRIPTS / "qnn")]
 
 import calibrated  # noqa: E402
+
 from stagekit import BadInput, Stage  # noqa: E402
 
 
@@ -53,7 +55,7 @@ def test_seq_mse_sees_ten_chunks_spread_over_all() -> None:
     assert calibrated.for_seq_mse([7, 8, 9]) == [7, 8, 9]
     seen = calibrated.for_seq_mse(list(range(36)))
     assert len(seen) == 10 and seen[0] == 0 and seen[-1] >= 32
-    steps = {b - a for a, b in zip(seen, seen[1:], strict=False)}
+    steps = {after - before for before, after in pairwise(seen)}
     assert steps <= {3, 4}
 
 
