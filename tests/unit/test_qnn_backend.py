@@ -209,13 +209,13 @@ def test_figures_below_the_floors_name_the_layers_that_lost_most(
 def test_a_scale_for_each_row_is_told_what_does_better() -> None:
     with pytest.raises(QualityError, match="times the float") as caught:
         BACKEND.judge(options(weight_block=0), findings(2))
-    assert "--weight-block 64" in caught.value.remedy
+    assert "--weight-block 32" in caught.value.remedy
 
 
 @pytest.mark.parametrize(
     ("given", "inner", "size"),
     [
-        ({}, 1536, 64),
+        ({}, 1536, 32),
         ({}, 1568, 32),
         ({}, 1552, 16),
         ({}, 1500, 0),

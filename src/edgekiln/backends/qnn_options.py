@@ -46,8 +46,8 @@ class _Quantize:
     )
     weight_block: int | None = option(
         None,
-        "weights of a row that share a scale; 0 for a whole row. Not given: 64 at 4 bits, or the "
-        "half or quarter of it that divides the model's widths; 0 at 8 bits, with aimet and qairt",
+        "weights of a row that share a scale; 0 for a whole row. Not given: 32 at 4 bits, or 16 "
+        "where 32 does not divide the model's widths; 0 at 8 bits, with aimet and qairt",
         choices=(0, 16, 32, 64),
         group="quantize",
     )
