@@ -75,7 +75,9 @@ def windows(stage: Stage, tokens: int) -> list[list[int]]:
     """The texts to calibrate with as token ids, cut as the default quantizer cuts them."""
     spec = json.loads((stage.input("graph") / "graph.json").read_text(encoding="utf-8"))
     model = stage.input("model")
-    cutter = corpus.Cutter.of(model, prefill=spec["prefill"], context=spec["context"])
+    cutter = corpus.Cutter(
+        tokenizer=tokenizer(model), prefill=spec["prefill"], context=spec["context"]
+    )
     material = corpus.material(
         cutter,
         model=model,
@@ -85,6 +87,28 @@ def windows(stage: Stage, tokens: int) -> list[list[int]]:
         calibration_tokens=tokens,
     )
     return material.calibration
+
+
+def tokenizer(model: Path) -> Any:
+    """A model folder's tokenizer, by whatever release of tokenizers there is.
+
+    Releases before 0.20 know merges as "a b" only; newer ones also write ["a", "b"].
+    """
+    from tokenizers import Tokenizer
+
+    text = (model / "tokenizer.json").read_text(encoding="utf-8")
+    try:
+        return Tokenizer.from_str(text)
+    except Exception as error:  # what tokenizers raises is a bare Exception
+        told = json.loads(text)
+        merges = [m for m in told.get("model", {}).get("merges", []) if isinstance(m, list)]
+        if not merges or any(" " in token for merge in merges for token in merge):
+            raise BadInput(
+                f"tokenizer.json cannot be read: {error}".splitlines()[0],
+                remedy="fetch the model again; or take another --quantizer, with newer tokenizers",
+            ) from error
+    told["model"]["merges"] = [" ".join(merge) for merge in merges]
+    return Tokenizer.from_str(json.dumps(told))
 
 
 def for_seq_mse(feeds: Sequence[Feed]) -> list[Feed]:

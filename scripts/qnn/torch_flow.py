@@ -153,11 +153,9 @@ def steps(
 
 def _evaluation(stage: Stage, spec: Mapping[str, Any]) -> list[int]:
     """The first tokens of the evaluation text, as many as one cache holds."""
-    from tokenizers import Tokenizer
-
     own = stage.has("evaluation")
     file = stage.input("evaluation") if own else stage.input("texts") / "evaluation.txt"
-    tokenizer = Tokenizer.from_file(str(stage.input("model") / "tokenizer.json"))
+    tokenizer = calibrated.tokenizer(stage.input("model"))
     ids = tokenizer.encode(file.read_text(encoding="utf-8", errors="replace")).ids
     count = min(TOLD_TOKENS, spec["context"])
     return [int(i) for i in ids[:count]]

@@ -152,6 +152,33 @@ def test_the_write_ups_listing_is_written_where_it_is_asked_for(
         ), name
 
 
+def test_a_tokenizer_of_a_newer_release_is_read_as_well(
+    graphs: dict[str, dict[str, Path]], tmp_path: Path
+) -> None:
+    """tokenizers 0.19, which goes with transformers 4.43, does not know merges in lists."""
+    told = read(graphs["llama"]["model"] / "tokenizer.json")
+    vocabulary = told["model"]["vocab"]
+    vocabulary["th"] = vocabulary.pop("\u0120")  # the space's place, which this text has none of
+    told["model"]["merges"] = [["t", "h"]]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(told), encoding="utf-8")
+    program = (
+        "import sys; from pathlib import Path; import calibrated, tokenizers\n"
+        "try: tokenizers.Tokenizer.from_file(sys.argv[1] + '/tokenizer.json'); print('known')\n"
+        "except Exception: print('unknown')\n"
+        "print(calibrated.tokenizer(Path(sys.argv[1])).encode('paththat').tokens)"
+    )
+    scripts = TEXTS.parents[1]
+    path = os.pathsep.join((str(scripts), str(scripts / "qnn")))
+    done = subprocess.run(
+        [str(ready_python("aimet-1.34-cu121")), "-c", program, str(tmp_path)],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": path},
+    )
+    assert done.stdout.splitlines() == ["unknown", "['p', 'a', 'th', 'th', 'a', 't']"]
+
+
 def test_what_aimet_cannot_do_is_refused(
     stages: Stages, graphs: dict[str, dict[str, Path]]
 ) -> None:
