@@ -225,8 +225,9 @@ class Work:
             table = self._values("embed.weight")
             low, high = np.inf, -np.inf
             for block in self._turned_rows(table):
-                low, high = min(low, float(block.min())), max(high, float(block.max()))
-            _finite("embed.weight", low, high)
+                least, most = float(block.min()), float(block.max())
+                _finite("embed.weight", least, most)
+                low, high = min(low, least), max(high, most)
             grid = quantspec.between(low, high, bits=self.options.embed_bits)
             rows = self._turned_rows(table)
             self.stored["embed.weight"] = self.store.table("embed.weight", grid, table.shape, rows)
@@ -293,7 +294,9 @@ class Work:
                 reach.add(own)
                 for name, rows in zip(names, inputs, strict=True):
                     kept[name].append(rows)
-        broken = reach.broken()
+        # Minimum and maximum may pass over a number that is none; the sums behind it do not.
+        finite = all(np.isfinite(rows).all() for text in self.calibrating.hidden for rows in text)
+        broken = reach.broken() or ("" if finite else f"hidden_{number + 1}")
         if broken:
             raise BadInput(
                 f"the model computes numbers that are not finite, first in {broken}",

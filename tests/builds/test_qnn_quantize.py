@@ -372,6 +372,18 @@ def test_weights_that_are_not_numbers_are_refused(bench: Bench, tmp_path: Path) 
     assert ran.code == 64 and "holds numbers that are not finite" in ran.error
 
 
+def test_weights_that_overflow_are_refused(bench: Bench, tmp_path: Path) -> None:
+    graph = tmp_path / "graph"
+    shutil.copytree(bench.graph(bench.model("llama")), graph)
+    data = bytearray((graph / "model.data").read_bytes())
+    middle = len(data) // 2 // 64 * 64
+    data[middle : middle + 64] = struct.pack("<f", 1e38) * 16
+    (graph / "model.data").write_bytes(data)
+    texts = SCRIPTS / "qnn" / "data"
+    ran = bench.stage("quantize", FEW, graph=graph, model=bench.model("llama"), texts=texts)
+    assert ran.code == 64 and "numbers that are not finite" in ran.error
+
+
 def test_a_model_without_a_tokenizer_is_refused(bench: Bench, tmp_path: Path) -> None:
     bare = tmp_path / "llama"
     shutil.copytree(bench.model("llama"), bare)
