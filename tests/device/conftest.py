@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from edgekiln.bundle import write_json
+from edgekiln.device.adb import find_adb
+from edgekiln.errors import DeviceError
 from tests.device.standin import Phone
 
 # As the documented program: answers between markers, repeats the prompt, and refuses to write
@@ -101,14 +103,16 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def adb_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, str]]:
     """A server of the tests' own on a port of its own: a user's phones are not touched."""
-    adb = shutil.which("adb")
-    if adb is None:
-        pytest.skip("adb is not installed (Debian, Ubuntu: apt install adb)")
+    try:
+        adb = str(find_adb())
+    except DeviceError as error:
+        pytest.skip(f"{error.what}: {error.remedy}")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     folder = str(tmp_path_factory.mktemp("adb"))
     # The server's key is made in HOME; without mDNS it looks for no phones in the network.
     own = {"ANDROID_ADB_SERVER_PORT": port, "HOME": folder, "ADB_MDNS": "0"}
+    own["PATH"] = f"{Path(adb).parent}{os.pathsep}{os.environ['PATH']}"
     env = {**os.environ, **own}
     subprocess.run([adb, "start-server"], env=env, check=True, capture_output=True, timeout=60)
     yield own

@@ -17,7 +17,7 @@ from edgekiln.artifacts.genie_profile import parse_profile, read_profile
 from edgekiln.device.adb import choose
 from edgekiln.device.profile import compare, lines_of, profile, published
 from edgekiln.device.run import ask
-from edgekiln.errors import ArtifactError
+from edgekiln.errors import ArtifactError, DeviceError
 from edgekiln.home import project
 from edgekiln.progress import Silent
 from tests.device.conftest import PROFILE, make_qnn
@@ -109,6 +109,14 @@ def test_a_profile_the_phone_left_damaged_is_refused(phone: Phone, tmp_path: Pat
         profile(choose(), payload, asked, Silent(), place=payload.place, timeout=30)
 
 
+def test_a_runtime_that_writes_no_profile_is_named(phone: Phone, tmp_path: Path) -> None:
+    script = b'#!/bin/sh\nprintf "[BEGIN]: Paris.[END]\\n"\n'
+    payload = on_phone(make_qnn(tmp_path, **{"genie-t2t-run": script}))
+    asked = ask(payload, prompt="x", prompt_file=None)
+    with pytest.raises(DeviceError, match="wrote no profile"):
+        profile(choose(), payload, asked, Silent(), place=payload.place, timeout=30)
+
+
 def test_mnns_figures_are_those_it_prints(phone: Phone, tmp_path: Path) -> None:
     payload = on_phone(make_mnn(tmp_path))
     asked = ask(payload, prompt="x", prompt_file=None)
@@ -123,7 +131,8 @@ def test_a_comparison_says_how_much_and_whether_it_is_fair(phone: Phone, qnn_bun
     assert compared[0]["ratios"]["tokens_per_second"] == pytest.approx(2, abs=1e-3)
     assert compared[0]["ratios"]["time_to_first_token_s"] == pytest.approx(0.5, abs=1e-3)
     text = "\n".join(lines_of(figures, compared))
-    assert "2.00 times better than 38.53" in text
+    assert "77.05 tokens/s out (2.00 times as fast as there: 38.53)" in text
+    assert "1.06 s to the first token (0.50 times as fast as there: 0.53 s)" in text
     assert "Llama-3.2-1B-Instruct" in text
     assert "another model or another chip" in text
 

@@ -16,8 +16,10 @@ from edgekiln.device.push import LIST, Pushed, push
 from edgekiln.digest import digest_file
 from edgekiln.errors import DeviceError, DigestError, DiskError, UsageError
 from edgekiln.progress import Silent
+from edgekiln.report import Task
 from tests.device.conftest import LIBRARIES, make_qnn, qnn_files
 from tests.device.standin import TMP, Phone
+from tests.unit.kit import Heard
 
 PLACE = f"{TMP}/edgekiln/tiny-qnn-sm8750"
 WEIGHTS = "models/weight_sharing_model_1_of_1.serialized.bin"
@@ -45,6 +47,17 @@ def test_every_file_arrives_and_programs_may_run(phone: Phone, qnn_bundle: Path)
     assert {n: (qnn_bundle / n).read_bytes() for n in there} == there
     assert set(there) == set(qnn_files()) - {"README.md"} == set(done.new)
     assert os.access(phone.path(PLACE) / "genie-t2t-run", os.X_OK)
+
+
+def test_how_far_it_is_is_told_in_bytes(phone: Phone, qnn_bundle: Path) -> None:
+    heard = Heard()
+    with open_store() as store:
+        payload = read_payload(qnn_bundle, store.index)
+    push(choose(), payload, Task(heard, "push"), place=payload.place)
+    total = sum(item.size for item in payload.items)
+    amounts = [done for _, done, _ in heard.progress]
+    assert heard.progress[-1] == ("push", total, total)
+    assert amounts == sorted(amounts) and len(set(amounts)) > 2
 
 
 def test_a_second_time_nothing_is_sent(phone: Phone, qnn_bundle: Path) -> None:

@@ -7,6 +7,7 @@ whatever the user has set up (USB, Wi-Fi, a server elsewhere) is what is used.
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 import shutil
 import subprocess
@@ -204,8 +205,19 @@ class Phone:
         Raises DiskError when the phone is full, DeviceError for all else. adbd removes a file
         that it could not finish.
         """
+        self._push([source], target, target, told)
+
+    def push_into(self, sources: Sequence[Path], folder: str) -> None:
+        """Copy files into a folder of the phone's under their own names, with one call of adb."""
+        last = posixpath.join(folder, sources[-1].name)
+        self._push(sources, f"{folder}/", last, lambda _: None)
+
+    def _push(
+        self, sources: Sequence[Path], target: str, seen: str, told: Callable[[int], None]
+    ) -> None:
+        """Copy, watching the file `seen` on the phone."""
         process = subprocess.Popen(
-            self._command("push", str(source), target),
+            self._command("push", *map(str, sources), target),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -215,12 +227,12 @@ class Phone:
         reader = threading.Thread(target=_drain, args=(process.stdout, said.append), daemon=True)
         reader.start()
         try:
-            self._watch(process, target, told)
+            self._watch(process, seen, told)
         finally:
             _end(process)
             reader.join(5)
         if process.returncode:
-            self._push_failed(source, b"".join(said).decode("utf-8", "replace"))
+            self._push_failed(sources, b"".join(said).decode("utf-8", "replace"))
 
     def _watch(
         self, process: subprocess.Popen[bytes], target: str, told: Callable[[int], None]
@@ -249,7 +261,9 @@ class Phone:
         text = done.stdout.strip()
         return int(text) if text.isdigit() else -1
 
-    def _push_failed(self, source: Path, said: str) -> None:
+    def _push_failed(self, sources: Sequence[Path], said: str) -> None:
+        named = [source for source in sources if f"'{source}'" in said]
+        source = (named or sources)[-1]
         line = next((s for s in reversed(said.splitlines()) if "error" in s.lower()), said.strip())
         if "no space left" in said.lower():
             raise DiskError(

@@ -31,6 +31,7 @@ LIST = ".edgekiln.json"
 _SUMS = ("sha256sum", "toybox sha256sum", "md5sum", "toybox md5sum")
 # A line of the shell may be some 128 kB long; adb's own requests were shorter once.
 _LINE = 4000
+_SMALL = 1 << 20
 # Two gigabytes take a phone some ten seconds to digest.
 _PATIENCE = 900.0
 # What a phone should keep when a bundle has been put on it.
@@ -273,17 +274,40 @@ def _send(phone: Phone, place: str, todo: Sequence[Item], progress: Progress) ->
     for batch in _batches(folders):
         words = " ".join(quote(f"./{name}") for name in batch)
         phone.must(f"cd {quote(place)} && mkdir -p {words}", f"making folders in {place}")
-    for item in todo:
-        base = done
-
-        def told(size: int, item: Item = item, base: int = base) -> None:
-            progress.update(base + min(size, item.size), total, item.name)
-
-        told(0)
-        phone.push(item.source, posixpath.join(place, item.name), told)
-        done += item.size
+    for group in _groups(todo):
+        progress.update(done, total, group[0].name)
+        if len(group) > 1:
+            folder = posixpath.join(place, posixpath.dirname(group[0].name)).rstrip("/")
+            phone.push_into([item.source for item in group], folder)
+        else:
+            _send_one(phone, place, group[0], progress, done, total)
+        done += sum(item.size for item in group)
     if todo:
         progress.update(done, total, "")
+
+
+def _send_one(  # noqa: PLR0917
+    phone: Phone, place: str, item: Item, progress: Progress, done: int, total: int
+) -> None:
+    def told(there: int) -> None:
+        progress.update(done + min(there, item.size), total, item.name)
+
+    phone.push(item.source, posixpath.join(place, item.name), told)
+
+
+def _groups(todo: Sequence[Item]) -> Iterator[list[Item]]:
+    """Small files first, those of one folder together: a call of adb takes longer than they do."""
+    small: dict[str, list[Item]] = {}
+    alone = []
+    for item in todo:
+        if item.size <= _SMALL and posixpath.basename(item.name) == item.source.name:
+            small.setdefault(posixpath.dirname(item.name), []).append(item)
+        else:
+            alone.append([item])
+    for items in small.values():
+        for names in _batches([str(item.source) for item in items]):
+            yield [item for item in items if str(item.source) in names]
+    yield from alone
 
 
 def _make_executable(phone: Phone, place: str, items: Iterable[Item]) -> None:
