@@ -259,6 +259,7 @@ class Work:
             rounded = self._rounded(number, weights, rows)
         del rows
         self._store(weights, rounded)
+        del weights, rounded
         self.grids |= qdq.ranged(part, reach, margin=_MARGIN)
         with self.clock("measure"):
             self._measure(number, part)
@@ -302,6 +303,7 @@ class Work:
                 f"the model computes numbers that are not finite, first in {broken}",
                 remedy="check the weights: the same text through the float model fails too",
             )
+        del session  # which holds the weights once more, packed
         session = streams.session(part, self.graph, weights)
         list(self.floats.layer(session, number, lambda *_: None))
         return reach, {name: np.concatenate(rows) for name, rows in kept.items()}
