@@ -30,6 +30,7 @@ _TYPES = {
     "ET_CORE": "core dump",
 }
 _QNN_BUILD = re.compile(rb"\bv(\d+\.\d+\.\d+\.\d{12}(?:_\d+)?)\b")
+_QUALCOMMS = ("libQnn", "libGenie", "libSnpe", "libHtp")
 _CHUNK = 1 << 24
 
 
@@ -66,8 +67,8 @@ def read_elf(path: Path) -> dict[str, Any]:
             why=str(error).splitlines()[0] if str(error) else type(error).__name__,
             remedy="get or make the file again: it was cut short, or changed",
         ) from error
-    if build := qnn_build(path):
-        facts["qnn_build"] = build
+    if any(name.startswith(_QUALCOMMS) for name in (path.name, facts["soname"])):
+        facts |= {"qnn_build": build} if (build := _qnn_build(path)) else {}
     return facts
 
 
@@ -148,10 +149,8 @@ def _android(note: Any) -> dict[str, Any]:
     return found
 
 
-def qnn_build(path: Path) -> str:
-    """The build id of Qualcomm's SDK that a library of it carries as text; empty for others."""
-    if not path.name.startswith(("libQnn", "libGenie", "libSnpe", "libHtp")):
-        return ""
+def _qnn_build(path: Path) -> str:
+    """The build id of Qualcomm's SDK that most libraries of it carry as text; else empty."""
     kept = b""
     with path.open("rb") as file:
         while piece := file.read(_CHUNK):

@@ -6,6 +6,7 @@ list of operators, a list of tensors' names, each inside the file.
 
 from __future__ import annotations
 
+import mmap
 import struct
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,11 @@ def is_mnn(start: bytes) -> bool:
 def read(path: Path) -> Facts:
     """A model's operators, tensors and the converter's version, as far as the file has it."""
     try:
-        facts = _facts(_Buffer(path.read_bytes()))
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
+            facts = _facts(_Buffer(data))
     except (struct.error, ValueError, UnicodeDecodeError, IndexError) as error:
         raise damaged(path, "MNN model", error) from error
     weight = path.with_name(f"{path.name}.weight")
@@ -67,7 +72,7 @@ def _facts(buffer: _Buffer) -> dict[str, Any]:
 class _Buffer:
     """A FlatBuffer: tables are offsets; all numbers are little-endian."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes | mmap.mmap) -> None:
         self._data = data
 
     def root(self) -> int:
