@@ -190,7 +190,7 @@ def _calibrate(read: Mapping[str, Input], options: QnnOptions, model: Model) -> 
         outputs=(Output(name="calibrated", files=("encodings.json", "calibrated.json")),),
         params=params,
         memory=sizes.calibrate_memory(model, options),
-        disk=64 << 20,
+        disk=2 * sizes.float_bytes(model),  # AIMET saves the model to look at parts of it
         vram=sizes.vram(model, options),
     )
 
