@@ -133,6 +133,13 @@ def test_a_program_that_hangs_is_ended_on_the_phone_too(phone: Phone, tmp_path: 
     assert not list(phone.path(payload.place).glob(".prompt*"))
 
 
+@pytest.mark.parametrize("timeout", [0.0, -1.0, float("nan")])
+def test_a_timeout_is_more_than_nothing(phone: Phone, tmp_path: Path, timeout: float) -> None:
+    payload = on_phone(make_mnn(tmp_path))
+    with pytest.raises(UsageError, match="--timeout"):
+        answer(payload, "x", timeout=timeout)
+
+
 def test_ctrl_c_ends_the_program_on_the_phone(phone: Phone, tmp_path: Path) -> None:
     payload = on_phone(make_qnn(tmp_path, slow=b"1"))
     command = [sys.executable, "-m", "edgekiln", "device", "run", "--prompt", "x"]

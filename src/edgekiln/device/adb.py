@@ -297,6 +297,8 @@ class Phone:
         `command` must end in the program itself: it replaces the shell, so that it can be ended
         by its process id. A timeout (DeviceError) or Ctrl-C ends it on the phone too.
         """
+        if not timeout > 0:
+            raise UsageError(f"--timeout is {timeout:g}", remedy="give seconds, more than 0")
         began = time.monotonic()
         process = subprocess.Popen(
             self._command("shell", f'echo "kiln-pid:$$"; {command}'),
@@ -315,14 +317,14 @@ class Phone:
         try:
             _wait(process, began + timeout)
         except subprocess.TimeoutExpired:
-            self._kill(heard.pid, program)
+            self._kill(heard, program)
             raise DeviceError(
                 f"{program} had no end after {timeout:g} s on {self.serial}",
                 why=_last_line(heard.text()) or "it said nothing",
                 remedy="allow more with --timeout, or see what it says with --debug",
             ) from None
         except BaseException:
-            self._kill(heard.pid, program)
+            self._kill(heard, program)
             raise
         finally:
             _end(process)
@@ -334,9 +336,12 @@ class Phone:
         seconds = time.monotonic() - began
         return Ended(code=process.returncode, out=heard.text(), err=err, seconds=seconds)
 
-    def _kill(self, pid: int | None, program: str) -> None:
+    def _kill(self, heard: _Heard, program: str) -> None:
         """End a program on the phone, if that process still is that program."""
-        if pid is None:
+        for _ in range(20):  # stopped at once, its number may be on its way
+            if heard.pid is None:
+                time.sleep(0.1)
+        if (pid := heard.pid) is None:
             return
         script = (
             f"grep -q {quote(program)} /proc/{pid}/cmdline 2>/dev/null || exit 0; "
