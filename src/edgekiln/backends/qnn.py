@@ -340,13 +340,17 @@ def _blame(worst: list[dict[str, Any]]) -> str:
 
 
 def _compiled(compiled: Mapping[str, Any], soc: Soc) -> list[Finding]:
-    binaries = compiled["binaries"]
-    sized = ", ".join(f"{b['file']} {units.size(b['bytes'])}" for b in binaries)
-    shared = "one copy of the weights for both graphs" if compiled["shared"] else (
-        f"a binary for each graph: Hexagon {soc.arch} cannot share weights between them"
-    )  # fmt: skip
+    sized = ", ".join(f"{b['file']} {units.size(b['bytes'])}" for b in compiled["binaries"])
     text = (
         f"{sized}: for {soc.title}, Hexagon {soc.arch}, QNN {compiled['qnn_build']}, "
-        f"{compiled['nodes_on_cpu']} nodes on the processor; {shared}"
+        f"{compiled['nodes_on_cpu']} nodes on the processor; {_sharing(compiled, soc)}"
     )
     return [Finding(name="binaries", value=dict(compiled), text=text)]
+
+
+def _sharing(compiled: Mapping[str, Any], soc: Soc) -> str:
+    if not compiled["shared"]:
+        return f"a binary for each graph: Hexagon {soc.arch} cannot share weights between them"
+    times = [b["times_larger_alone"] for b in compiled["binaries"] if "times_larger_alone" in b]
+    grown = f", {max(times):.3f} times the larger of them alone" if times else ""
+    return f"both graphs on one copy of the weights{grown}"
