@@ -96,5 +96,5 @@ def ready_python(name: str) -> Path:
 
     python = prefix_python(load_toolchain(name))
     if not python.is_file():
-        pytest.skip(f"the prefix of {name} is not there: kiln images build --native {name}")
+        pytest.skip(f"{name} has no prefix here; a build with --executor native fills it")
     return python
