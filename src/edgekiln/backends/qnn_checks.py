@@ -51,7 +51,7 @@ def check_options(options: QnnOptions) -> None:
         if path is not None and not Path(path).is_file():
             raise UsageError(f"{name}: there is no file {path}", remedy="give a UTF-8 text file")
     sdk = options.qairt_sdk
-    if sdk is not None and not Path(sdk).exists():
+    if sdk is not None and not Path(sdk).expanduser().exists():
         remedy = "give the vendor's zip, or the folder it was unpacked into"
         raise UsageError(f"qairt_sdk: there is no {sdk}", remedy=remedy)
 
