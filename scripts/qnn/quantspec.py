@@ -193,7 +193,8 @@ def weight_entry(name: str, *, bits: int, block: int, scales: Floats) -> dict[st
         "dtype": "INT",
         "enc_type": "PER_BLOCK" if block else "PER_CHANNEL",
         "is_sym": True,
-        "scale": scales.reshape(-1).tolist(),
+        # Nine digits say a float32, and are half of what Python would write.
+        "scale": [float(f"{scale:.9g}") for scale in scales.reshape(-1).tolist()],
         "offset": [limits(bits)[0]] * scales.size,
     }
     if block:
@@ -235,6 +236,6 @@ def write_encodings(
         for key, entries in lists.items():
             out.write(f',\n"{key}": [')
             for number, entry in enumerate(entries):
-                out.write((",\n" if number else "\n") + json.dumps(entry))
+                out.write((",\n" if number else "\n") + json.dumps(entry, separators=(",", ":")))
             out.write("\n]")
         out.write("\n}\n")
