@@ -1,11 +1,12 @@
 """Programs that the tests of compiling and proving run by the qnn toolchain's Python."""
 
 # QUANTIZED SETTINGS TWINS COUNT BOS: greedy tokens of each prompt by Genie, told that BOS begins a
-# text, by onnxruntime's CPU and by the twins without Genie.
+# text, and by the twins without Genie; and how far below the best token, as a share of all logits'
+# width, the twins put Genie's where they first differ.
 TOKENS = """
 import json, sys
 from pathlib import Path
-import chunks, genie, twins
+import genie, twins
 
 quantized, settings, folder = (Path(word) for word in sys.argv[1:4])
 count, bos = int(sys.argv[4]), int(sys.argv[5])
@@ -16,7 +17,6 @@ config["dialog"]["context"]["bos-token"] = bos
 dialog = genie.Genie().dialog(
     genie.with_paths(config, {"tokenizer": quantized, "extensions": settings}, order)
 )
-runner = chunks.Runner(folder=quantized, cpus=2)
 emulated = twins.Twins(folder=quantized, cpus=2, binaries=files)
 told = []
 for length in (3, 16, 21, 40):
@@ -24,7 +24,20 @@ for length in (3, 16, 21, 40):
     made = dialog.continue_tokens(ids, count)
     dialog.reset()
     ids = [bos, *ids] if bos >= 0 else ids
-    told.append([made, runner.answer(ids, count), emulated.answer(ids, count)])
+    wanted = emulated.answer(ids, count)
+    ends = [token for token in wanted if token in emulated.spec["eos"]]
+    wanted = wanted[: len(wanted) - len(ends)]  # Genie gives no token for the end of a text
+    pairs = enumerate(zip(made, wanted))
+    at = next((i for i, (a, b) in pairs if a != b), min(len(made), len(wanted)))
+    behind = 0.0
+    if made != wanted:
+        emulated.clear()
+        row = emulated.run(ids)[-1]
+        for token in made[:at]:
+            row = emulated.run([token], tokens=1)[-1]
+        chosen = made[at] if at < len(made) else emulated.spec["eos"][0]
+        behind = float((row.max() - row[chosen]) / (row.max() - row.min()))
+    told.append([made, wanted, behind])
 print("TOLD" + json.dumps(told), flush=True)
 import os; os._exit(0)
 """
