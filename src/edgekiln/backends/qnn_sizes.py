@@ -2,7 +2,7 @@
 
 The factors were measured on SmolLM2-135M and rounded up; graph on the shape of Llama-3.2-1B too.
 Peak resident memory there, measured and by these formulas: graph 98 and 142 MB (0.2 and 0.3 GB),
-quantize 1.5 GB (1.5), compile 2.5 GB (2.5).
+quantize 1.6 GB (1.7), compile 2.5 GB (2.5), proof 0.9 GB (1.6).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def quantize_memory(model: Model, options: QnnOptions) -> int:
     moments = 3 * 8 * int(inner) ** 2
     states = 6 * 4 * options.calibration_tokens * max(int(inner), 2 * model.hidden_size)
     logits = 4 * 4 * options.prefill_length * model.vocab_size
-    return _PYTHON + 4 * layer + moments + states + logits + 6 * 4 * _head(model)
+    return 3 * _PYTHON // 2 + 4 * layer + moments + states + logits + 6 * 4 * _head(model)
 
 
 def calibrate_memory(model: Model, options: QnnOptions) -> int:
