@@ -25,7 +25,10 @@ from tests.unit.kit import Heard
 from tests.unit.test_mnn_options import model
 from tests.unit.test_qnn_options import options
 
-LAYERS = [{"name": f"layers.{i}.down_proj", "sqnr_db": 30.0 - i, "share": 0.1} for i in range(8)]
+LAYERS = [
+    {"name": f"layer_{i}", "sqnr_db": 30.0 - i, "share": share}
+    for i, share in enumerate((0.06, 0.0, 0.3, 0.05, 0.4, 0.09, 0.07, 0.03))
+]
 QUALITY = {
     "quantizer": "edgekiln",
     "perplexity_float": 16.87,
@@ -171,7 +174,10 @@ def test_the_findings_begin_with_the_answer_and_name_what_was_lost(tmp_path: Pat
     by_name = {f.name: f for f in found}
     assert by_name["perplexity_ratio"].value == 1.12
     assert "16.87 before, 18.90 after (1.120 times)" in by_name["perplexity_ratio"].text
-    assert by_name["worst_layers"].value[0]["name"] == "layers.7.down_proj"
+    assert by_name["worst_layers"].value[0]["name"] == "layer_4"
+    lost = by_name["worst_layers"].text
+    assert "layer_4 (40 % of the loss), layer_2 (30 %), layer_5 (9 %)" in lost
+    assert "layer_1" not in lost
     assert "145.3 MB" in by_name["binaries"].text
     assert "SM8750 (Snapdragon 8 Elite)" in by_name["binaries"].text
 
@@ -183,7 +189,7 @@ def test_without_a_proof_the_rest_is_still_found(tmp_path: Path) -> None:
 
 
 def findings(ratio: float, cosine: float | None = 0.99) -> list[Finding]:
-    figures = {"perplexity_ratio": ratio, "worst_layers": LAYERS[-2:], "cosine_mean": cosine}
+    figures = {"perplexity_ratio": ratio, "worst_layers": LAYERS[-1:], "cosine_mean": cosine}
     return [Finding(name=n, value=v, text="") for n, v in figures.items() if v is not None]
 
 
@@ -201,7 +207,7 @@ def test_figures_below_the_floors_name_the_layers_that_lost_most(
 ) -> None:
     with pytest.raises(QualityError) as caught:
         BACKEND.judge(options(), findings(ratio, cosine))
-    assert "layers.7.down_proj" in caught.value.why
+    assert "layer_7 (3 % of the loss)" in caught.value.why
     assert "the preset precision" in caught.value.remedy
     assert caught.value.exit_code == 13
 

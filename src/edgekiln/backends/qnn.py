@@ -317,7 +317,7 @@ def _agreement(proof: Mapping[str, Any]) -> str:
 
 
 def _measured(quality: Mapping[str, Any]) -> list[Finding]:
-    from edgekiln.backends.qnn_checks import worst_layers
+    from edgekiln.backends.qnn_checks import losses, worst_layers
 
     before, after = quality["perplexity_float"], quality["perplexity_quantised"]
     ratio, tokens = quality["perplexity_ratio"], quality["perplexity_tokens"]
@@ -326,17 +326,17 @@ def _measured(quality: Mapping[str, Any]) -> list[Finding]:
     )
     worst = worst_layers(quality)
     shown = {k: v for k, v in quality.items() if k not in ("layers", "prompts")}
-    lost = ", ".join(f"{e['name']} ({e['sqnr_db']:.1f} dB)" for e in worst)
     return [
         Finding(name="perplexity_ratio", value=ratio, text=text),
-        Finding(name="worst_layers", value=worst, text=f"layers that lost most: {lost}"),
+        Finding(name="worst_layers", value=worst, text=f"layers that lost most: {losses(worst)}"),
         Finding(name="quality", value=shown, text=f"quantised by {quality['quantizer']}"),
     ]
 
 
 def _blame(worst: list[dict[str, Any]]) -> str:
-    lost = ", ".join(f"{e['name']} (signal over noise {e['sqnr_db']:.1f} dB)" for e in worst)
-    return f"these layers lost most: {lost}" if lost else "no layer stands out"
+    from edgekiln.backends.qnn_checks import losses
+
+    return f"these layers lost most: {losses(worst)}"
 
 
 def _compiled(compiled: Mapping[str, Any], soc: Soc) -> list[Finding]:
