@@ -6,7 +6,6 @@ a static-shape phone graph needs: fixed tokens and context, the cache as inputs 
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any
 
 def main() -> None:
     """Print seconds and peak bytes."""
+    import resource
+
     model, folder = Path(sys.argv[1]), Path(sys.argv[2])
     tokens, context = int(sys.argv[3]), int(sys.argv[4])
     began = time.perf_counter()
