@@ -153,5 +153,7 @@ class Desk:
         if width not in self.sessions:
             same = width == shapes.tokens_of(self.model)
             model = self.model if same else shapes.retarget(self.model, width)
+            # Each maps all weights; one at a time, or the peak is twice the model.
+            self.sessions.clear()
             self.sessions[width] = chunks.session(model, self.folder, cpus=self.cpus)
         return self.sessions[width]
