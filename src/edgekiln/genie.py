@@ -229,9 +229,9 @@ def _against_model(
 ) -> Iterator[Problem]:
     model = bundle.model or {}
     wanted = {**_block(model, "rope_scaling"), **_block(model, "rope_parameters")}
-    theta = wanted.get("rope_theta", model.get("rope_theta"))
-    found = positions.get("rope-theta", bundle.htp(engine).get("rope-theta"))
-    if theta is not None and found is not None and float(found) != float(theta):
+    theta = _number(wanted, "rope_theta") or _number(model, "rope_theta")
+    found = _number(positions, "rope-theta") or _number(bundle.htp(engine), "rope-theta")
+    if theta and found and found != theta:
         yield _error(
             f"{path}.rope-theta", f"is {found:g}; config.json says {theta:g}", f"{theta:g}"
         )
@@ -360,10 +360,10 @@ def _contexts(bundle: Bundle, file: Path) -> set[int]:
 def _graphs(bundle: Bundle, file: Path) -> set[tuple[int, int]]:
     """Tokens and context length of each graph: by the manifest, or by the graphs' names."""
     figures = _block(_block(bundle.manifest, "figures"), "binaries")
-    for binary in figures.get("binaries", []):
-        if binary.get("file") == file.name:
-            graphs = [g for g in binary.get("graphs", []) if "context" in g]
-            return {(int(g.get("tokens", 0)), int(g["context"])) for g in graphs}
+    for binary in _list(figures, "binaries"):
+        if _is_block(binary) and binary.get("file") == file.name:
+            graphs = [g for g in _list(binary, "graphs") if _number(g, "context")]
+            return {(_number(g, "tokens"), _number(g, "context")) for g in graphs}
     with file.open("rb") as content:
         head = content.read(_READ)
         content.seek(max(0, file.stat().st_size - _READ))
@@ -407,7 +407,7 @@ def ends(bundle: Bundle) -> Iterator[Problem]:
         yield _warning(
             f"{bundle.name}: dialog.context.eos-token",
             f"lacks {', '.join(map(str, missing))}, which config.json names",
-            f"name all of them: {sorted({*_as_list(given), *missing})}",
+            f"name all of them: {[*_as_list(given), *missing]}",
         )
 
 
@@ -438,8 +438,8 @@ def extensions(bundle: Bundle) -> Iterator[Problem]:
 
 
 def _devices(name: str, content: Mapping[str, Any]) -> Iterator[Problem]:
-    devices = content.get("devices")
-    if not isinstance(devices, list) or not devices:
+    devices = _list(content, "devices")
+    if not devices:
         yield _error(name, "names no device", 'add "devices": [{"soc_model": …, "dsp_arch": …}]')
         return
     for i, device in enumerate(devices):
@@ -447,7 +447,7 @@ def _devices(name: str, content: Mapping[str, Any]) -> Iterator[Problem]:
         yield from _fits(name, device, EXTENSION_DEVICE, where, level="warning")
         if not isinstance(device, dict):
             continue
-        for j, core in enumerate(device.get("cores") or []):
+        for j, core in enumerate(_list(device, "cores")):
             yield from _fits(name, core, EXTENSION_CORE, f"{where}.cores[{j}]", level="warning")
         yield from _chip(f"{name}: {where}", device)
 
@@ -459,7 +459,8 @@ def _chip(where: str, device: Mapping[str, Any]) -> Iterator[Problem]:
     model, number = device.get("soc_model"), device.get("soc_id")
     if model is not None and number is not None and model != number:
         yield _error(where, f"soc_model is {model}, soc_id {number}", "they are one: keep one")
-    chip = {s.soc_model: s for s in socs()}.get(model if model is not None else number or 0)
+    told = model if model is not None else number
+    chip = next((s for s in socs() if s.soc_model == told), None)
     arch = device.get("dsp_arch")
     if chip is not None and arch is not None and arch != chip.arch:
         yield _error(
@@ -543,10 +544,10 @@ def begun_twice(bundle: Bundle) -> Iterator[Problem]:
     token = _block(bundle.dialog, "context").get("bos-token")
     named = _block(bundle.dialog, "tokenizer").get("path")
     content = _read(bundle.file(named)) if isinstance(named, str) else None
-    added = content.get("added_tokens") or [] if isinstance(content, dict) else []
-    text = {a.get("id"): a.get("content") for a in added if _is_block(a)}.get(token)
+    added = [a for a in _list(content, "added_tokens") if _is_block(a)]
+    text = next((str(a.get("content") or "") for a in added if a.get("id") == token), "")
     for file in sorted(bundle.folder.rglob("*.txt")) if text else []:
-        if file.read_text(encoding="utf-8", errors="replace").startswith(str(text)):
+        if file.read_text(encoding="utf-8", errors="replace").startswith(text):
             yield _warning(
                 f"{bundle.name}: dialog.context.bos-token",
                 f"Genie puts {text} before each prompt, and {file.name} begins with it already",
@@ -597,9 +598,15 @@ def _block(value: Any, name: str) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _number(block: Mapping[str, Any], name: str) -> Any:
+def _list(value: Any, name: str) -> list[Any]:
+    """A list by its name, an empty one where there is none."""
+    found = value.get(name) if isinstance(value, Mapping) else None
+    return found if isinstance(found, list) else []
+
+
+def _number(block: Any, name: str) -> Any:
     """A number by its name, 0 where there is none."""
-    found = block.get(name)
+    found = block.get(name) if isinstance(block, Mapping) else None
     return found if isinstance(found, (int, float)) and not isinstance(found, bool) else 0
 
 
@@ -615,16 +622,15 @@ def _positions(engine: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _binaries(engine: Mapping[str, Any]) -> list[str]:
-    found = _block(_block(engine, "model"), "binary").get("ctx-bins")
-    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
+    named = _list(_block(_block(engine, "model"), "binary"), "ctx-bins")
+    return [name for name in named if isinstance(name, str)]
 
 
-def _head_dim(model: Mapping[str, Any] | None) -> int:
-    if model is None:
-        return 0
-    given = model.get("head_dim")
-    heads = model.get("num_attention_heads") or 0
-    return int(given or (model.get("hidden_size", 0) // heads if heads else 0))
+def _head_dim(model: Mapping[str, Any] | None) -> Any:
+    """How wide a head is, 0 where it is not told."""
+    heads = _number(model, "num_attention_heads")
+    shared = _number(model, "hidden_size") // heads if heads else 0
+    return _number(model, "head_dim") or shared
 
 
 def _largest_token(bundle: Bundle) -> int | None:
@@ -633,17 +639,17 @@ def _largest_token(bundle: Bundle) -> int | None:
     content = _read(file) if file.is_file() else None
     if not isinstance(content, dict):
         return None
-    words = _block(content, "model").get("vocab")
-    ids = list(words.values()) if isinstance(words, dict) else [len(words or []) - 1]
-    ids += [added["id"] for added in content.get("added_tokens") or [] if "id" in added]
+    model = _block(content, "model")
+    ids = [*_block(model, "vocab").values(), len(_list(model, "vocab")) - 1]
+    ids += [_number(added, "id") for added in _list(content, "added_tokens")]
     return max((i for i in ids if isinstance(i, int)), default=None)
 
 
 def _arch(content: Mapping[str, Any]) -> str | None:
     from edgekiln.backends.qnn_socs import socs
 
-    devices = content.get("devices")
-    device = devices[0] if isinstance(devices, list) and devices else {}
+    devices = _list(content, "devices")
+    device = devices[0] if devices else {}
     if not isinstance(device, Mapping):
         return None
     if isinstance(device.get("dsp_arch"), str):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -467,6 +468,34 @@ def test_damage_of_any_kind_is_a_finding_and_no_traceback(made: Made) -> None:
         for key in ("context", "tokenizer", "engine", "sampler"):
             made.config["dialog"] = {**copy.deepcopy(CONFIG["dialog"]), key: value}
             assert made.problems("error"), (key, value)
+
+
+def places(value: Any, *above: str | int) -> Iterator[tuple[str | int, ...]]:
+    """The way to every value inside a JSON value."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, held in inner:
+        yield (*above, key)
+        if isinstance(held, (dict, list)):
+            yield from places(held, *above, key)
+
+
+@pytest.mark.parametrize(
+    "name", ["genie_config.json", "htp_backend_ext_config.json", "config.json", "tokenizer.json"]
+)
+def test_no_value_of_another_type_stops_the_linter(made: Made, name: str) -> None:
+    made.files |= runtime()
+    file = made.write() / name
+    whole = json.loads(file.read_bytes())
+    for place in places(whole):
+        for wrong in (None, True, "", "x", [], [1, "x", {}], {}, float("inf")):
+            spoilt = copy.deepcopy(whole)
+            within = spoilt
+            for key in place[:-1]:
+                within = within[key]
+            within[place[-1]] = wrong
+            file.write_text(json.dumps(spoilt))
+            with contextlib.suppress(ArtifactError):
+                lint(made.folder)
 
 
 @pytest.mark.parametrize(("spoil", "code"), [(None, 0), (spoil_twice, 16)])
