@@ -158,17 +158,19 @@ def _stages(built: Built) -> dict[str, Any]:
 
 
 @pytest.mark.engine
+@pytest.mark.parametrize("family", FAMILIES)
 def test_containers_make_the_same_bytes(
     natives: Callable[[str], Built],
     tinies: Callable[[str], Path],
     tmp_path: Path,
     own_store: Path,
+    family: str,
 ) -> None:
     here = tmp_path / "elsewhere"
     here.mkdir()
-    boxed = Built(Kiln(home=own_store, here=here), tinies("llama"), "docker")
+    boxed = Built(Kiln(home=own_store, here=here), tinies(family), "docker")
     assert {s["executor"] for s in boxed.manifest["stages"].values()} == {"docker"}
-    assert boxed.sums() == natives("llama").sums()
+    assert boxed.sums() == natives(family).sums()
 
 
 def test_an_older_chip_gets_a_binary_for_each_graph_and_is_told(
