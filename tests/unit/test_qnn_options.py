@@ -131,6 +131,8 @@ def test_the_table_names_each_chip_once_and_shares_weights_from_v73_on() -> None
         ({"calibration": __file__, "evaluation": __file__}, "are one file"),
         ({"calibration": "/no/such/file"}, "there is no file /no/such/file"),
         ({"evaluation": "/"}, "there is no file /"),
+        ({"weight_bits": 8, "weight_block": 32}, "is not for weights of 8 bits"),
+        ({"calibration_tokens": 128, "prefill_length": 256}, "less than one chunk of 256"),
         ({"quantizer": "aimet", "weight_block": 32}, "is not for the quantizer aimet"),
         ({"compiler": "qairt"}, "needs qairt_sdk"),
         ({"compiler": "qairt", "qairt_sdk": "/", "weight_block": 32}, "not for the compiler"),
@@ -164,6 +166,7 @@ def test_options_that_cannot_be_are_refused_before_a_model_is_fetched(
         ),
         ({}, {"context_length": 512}, {}, UsageError, "longer than"),
         ({"rope_scaling": {"type": "yarn", "factor": 4}}, {}, {}, ModelError, "yarn"),
+        ({"rope_scaling": "linear"}, {}, {}, ModelError, "not an object"),
         (
             {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}},
             {},

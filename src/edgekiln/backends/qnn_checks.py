@@ -64,6 +64,12 @@ def _clashes(o: QnnOptions) -> Iterator[tuple[str, str, str]]:
     if o.calibration is not None and o.calibration == o.evaluation:
         remedy = "give two texts: a perplexity on what calibration saw says too little"
         yield "calibration and evaluation", "are one file", remedy
+    if o.weight_bits != 4 and o.weight_block:
+        remedy = "weight_block 0, or weight_bits 4"
+        yield "weight_block", f"is not for weights of {o.weight_bits} bits", remedy
+    if o.calibration_tokens < o.prefill_length:
+        what = f"is less than one chunk of {o.prefill_length} (prefill_length)"
+        yield f"calibration_tokens {o.calibration_tokens}", what, f"{o.prefill_length} or more"
     if o.quantizer != "edgekiln" and o.weight_block:
         remedy = "take the quantizer edgekiln, or weight_block 0"
         yield "weight_block", f"is not for the quantizer {o.quantizer}", remedy
@@ -105,6 +111,11 @@ def _check_experts(model: Model) -> None:
 
 def _check_rope(model: Model) -> None:
     scaling = model.config.get("rope_parameters") or model.config.get("rope_scaling") or {}
+    if not isinstance(scaling, Mapping):
+        raise ModelError(
+            f"{model.name}: rope_scaling in its config.json is {scaling!r}, not an object",
+            remedy="take config.json as the model's makers published it",
+        )
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in _ROPE:
         raise ModelError(
@@ -213,7 +224,7 @@ def remedies(options: QnnOptions) -> str:
     """What may bring the perplexity down, of what is not in use yet."""
     found = []
     if options.weight_bits == 4:
-        if options.weight_block == 0 and options.quantizer == "edgekiln":
+        if options.weight_block == 0 and (options.quantizer, options.compiler) == _OWN:
             found.append("--weight-block 32")
         found.append("the preset precision (8 bits)")
     if options.quantizer != "edgekiln":

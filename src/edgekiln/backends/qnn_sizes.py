@@ -32,10 +32,12 @@ def float_bytes(model: Model) -> int:
 
 def quantised_bytes(model: Model, options: QnnOptions) -> int:
     """The quantised graph: packed weights, their scales, the embedding, the head."""
+    from edgekiln.backends.qnn_checks import block
+
     head = _head(model)
     body = max(model.parameters - head * (1 if model.tied else 2), 0)
-    blocked = options.weight_block or (32 if options.weight_bits == 4 else 0)
-    scale = 32 / blocked if blocked else 0.1
+    shared = block(model, options)
+    scale = 32 / shared if shared else 0.1
     bits = body * (options.weight_bits + scale)
     return int(bits + head * (options.head_bits + options.embed_bits)) // 8 + 4 * _MB
 
