@@ -492,7 +492,7 @@ def _sharing(
 
 def libraries(bundle: Bundle) -> Iterator[Problem]:
     """The phone's runtime, where some of it is in there: whole, for this Hexagon, of one build."""
-    from edgekiln.backends.qairt_sdk import build_ids, device_files
+    from edgekiln.backends.qairt_sdk import device_files, mixed
 
     arch = _bundle_arch(bundle)
     there = {p.name: p for p in bundle.folder.iterdir() if _is_runtime(p)}
@@ -514,17 +514,12 @@ def libraries(bundle: Bundle) -> Iterator[Problem]:
             f"of the phone's libraries {', '.join(missing)} are missing",
             "take them from the same SDK as the others",
         )
-    for which, what in enumerate(("release", "build")):
-        said = {n: build_ids(p)[which] for n, p in sorted(there.items()) if p.suffix == ".so"}
-        values = {n: v for n, v in said.items() if v}
-        if len(set(values.values())) > 1:
-            told = ", ".join(f"{n} {v}" for n, v in values.items())
-            yield _error(
-                bundle.folder.name,
-                f"the phone's libraries are not of one {what}: {told}",
-                "take all of them from one SDK: a Stub refuses another build's Skel",
-            )
-            return
+    if found := mixed({n: p for n, p in there.items() if p.suffix == ".so"}):
+        yield _error(
+            bundle.folder.name,
+            f"the phone's libraries are not of one {found[0]}: {found[1]}",
+            "take all of them from one SDK: a Stub refuses another build's Skel",
+        )
 
 
 def prompts(bundle: Bundle) -> Iterator[Problem]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +28,7 @@ _TYPES = {
     "ET_DYN": "shared library",
     "ET_CORE": "core dump",
 }
-_QNN_BUILD = re.compile(rb"\bv(\d+\.\d+\.\d+\.\d{12}(?:_\d+)?)\b")
 _QUALCOMMS = ("libQnn", "libGenie", "libSnpe", "libHtp")
-_CHUNK = 1 << 24
 
 
 def is_elf(start: bytes) -> bool:
@@ -68,7 +65,10 @@ def read_elf(path: Path) -> dict[str, Any]:
             remedy="get or make the file again: it was cut short, or changed",
         ) from error
     if any(name.startswith(_QUALCOMMS) for name in (path.name, facts["soname"])):
-        facts |= {"qnn_build": build} if (build := _qnn_build(path)) else {}
+        from edgekiln.backends.qairt_sdk import build_ids
+
+        build = build_ids(path)[1]
+        facts |= {"qnn_build": f"v{build}"} if build else {}
     return facts
 
 
@@ -147,17 +147,6 @@ def _android(note: Any) -> dict[str, Any]:
     if version:
         found["ndk"] = f"{version} ({build})" if build else version
     return found
-
-
-def _qnn_build(path: Path) -> str:
-    """The build id of Qualcomm's SDK that most libraries of it carry as text; else empty."""
-    kept = b""
-    with path.open("rb") as file:
-        while piece := file.read(_CHUNK):
-            if match := _QNN_BUILD.search(kept + piece):
-                return "v" + match[1].decode()
-            kept = piece[-64:]
-    return ""
 
 
 def machine_name(number: int) -> str:

@@ -22,7 +22,6 @@ from edgekiln.digest import digest_file
 from edgekiln.errors import DigestError, DiskError, ToolchainError
 from edgekiln.home import home
 from edgekiln.locking import held
-from edgekiln.progress import Progress, Silent
 from edgekiln.units import size
 
 # What the stage runs. Where each lies in an SDK: bin/envsetup.sh puts this folder on PATH.
@@ -66,27 +65,20 @@ class DeviceFile:
     place: str
 
 
-def prepare(
-    path: Path,
-    *,
-    version: str | None = None,
-    arch: str | None = None,
-    progress: Progress | None = None,
-) -> Sdk:
+def prepare(path: Path, *, arch: str | None = None) -> Sdk:
     """Check the user's zip or folder and give the SDK's folder; a zip is unpacked once.
 
-    `version` is the one asked for ("2.36.0.250627", or its beginning), `arch` the Hexagon
-    ("v79") whose files the phone will need. Raises ToolchainError for what is no SDK or not the
-    one asked for, DigestError for a damaged zip or another one of the same version.
+    `arch` is the Hexagon ("v79") whose files the phone will need. Raises ToolchainError for what
+    is no SDK, or lacks that Hexagon's files, DigestError for a damaged zip or another one of the
+    same version.
     """
     path = path.expanduser().absolute()
     if path.is_dir():
         found = Sdk(root=_root_of(path), version=_version_of(_root_of(path)))
     elif path.is_file():
-        found = _from_zip(path, progress or Silent())
+        found = _from_zip(path)
     else:
         raise ToolchainError(f"there is no QAIRT SDK at {path}", remedy=_OFFER)
-    _check_version(found, version)
     _check_parts(found, arch)
     return found
 
@@ -157,20 +149,26 @@ def build_ids(path: Path) -> tuple[str, str]:
         )
 
 
-def _check_one_build(sdk: Sdk, files: Mapping[str, Path]) -> None:
-    said = {name: build_ids(path) for name, path in files.items()}
+def mixed(files: Mapping[str, Path]) -> tuple[str, str] | None:
+    """Of libraries that are not all of one make: "release" or "build", and each one's in words."""
+    said = {name: build_ids(path) for name, path in sorted(files.items())}
     for which, what in enumerate(("release", "build")):
         values = {name: ids[which] for name, ids in said.items() if ids[which]}
         if len(set(values.values())) > 1:
-            told = ", ".join(f"{name} {value}" for name, value in sorted(values.items()))
-            raise ToolchainError(
-                f"the phone files of QAIRT SDK {sdk.version} are not of one {what}",
-                why=told,
-                remedy="unpack the SDK afresh; files of two releases do not work together",
-            )
+            return what, ", ".join(f"{name} {value}" for name, value in values.items())
+    return None
 
 
-def _from_zip(path: Path, progress: Progress) -> Sdk:
+def _check_one_build(sdk: Sdk, files: Mapping[str, Path]) -> None:
+    if found := mixed(files):
+        raise ToolchainError(
+            f"the phone files of QAIRT SDK {sdk.version} are not of one {found[0]}",
+            why=found[1],
+            remedy="unpack the SDK afresh; files of two releases do not work together",
+        )
+
+
+def _from_zip(path: Path) -> Sdk:
     with _opened(path) as archive:
         prefix, version = _inside(path, archive)
         kept = home() / "sdks"
@@ -178,7 +176,7 @@ def _from_zip(path: Path, progress: Progress) -> Sdk:
             sha256 = _recorded(path, version, kept / f"qairt-{version}.json")
             root = kept / f"qairt-{version}-{sha256[:12]}"
             if not root.is_dir():
-                _unpack(path, archive, prefix, root, progress)
+                _unpack(path, archive, prefix, root)
     return Sdk(root=root, version=version, sha256=sha256)
 
 
@@ -250,20 +248,14 @@ def _recorded(path: Path, version: str, record: Path) -> str:
     return sha256
 
 
-def _unpack(
-    path: Path, archive: zipfile.ZipFile, prefix: str, root: Path, progress: Progress
-) -> None:
+def _unpack(path: Path, archive: zipfile.ZipFile, prefix: str, root: Path) -> None:
     """Read every member, which checks its checksum; keep what builds and phones read."""
     members = [member for member in archive.infolist() if not member.is_dir()]
     _room_for(members, prefix, root)
     part = root.with_name(f"{root.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    total, done = sum(member.file_size for member in members), 0
     for member in members:
-        target = _target(path, member.filename, prefix, part)
-        _read_member(path, archive, member, target)
-        done += member.file_size
-        progress.update(done, total, "unpack the QAIRT SDK")
+        _read_member(path, archive, member, _target(path, member.filename, prefix, part))
     part.rename(root)
 
 
@@ -377,15 +369,6 @@ def _version_of(root: Path) -> str:
             remedy=_OFFER,
         )
     return version
-
-
-def _check_version(sdk: Sdk, asked: str | None) -> None:
-    if asked and _numbers(sdk.version)[: len(_numbers(asked))] != _numbers(asked):
-        raise ToolchainError(
-            f"this is QAIRT SDK {sdk.version}, and {asked} was asked for",
-            why=f"{sdk.root.name} says so",
-            remedy=f"give the zip of {asked}, or ask for {sdk.version}",
-        )
 
 
 def _check_parts(sdk: Sdk, arch: str | None) -> None:

@@ -8,14 +8,10 @@ from typing import TYPE_CHECKING, Any
 from edgekiln.backends.qairt_sdk import device_files
 from edgekiln.backends.qnn_options import QnnOptions
 from edgekiln.backends.qnn_socs import find_soc
+from edgekiln.device.payload import place
 
 if TYPE_CHECKING:
     from edgekiln.models import Model
-
-
-def place(name: str, variant: str) -> str:
-    """Where on the phone a bundle goes; `kiln device` uses the same."""
-    return f"/data/local/tmp/edgekiln/{name}-{variant}"
 
 
 def readme(

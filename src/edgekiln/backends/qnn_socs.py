@@ -31,11 +31,6 @@ class Soc:
     weight_sharing: bool
 
     @property
-    def hexagon(self) -> str:
-        """The version as library names spell it: V79 in libQnnHtpV79Skel.so."""
-        return self.arch.upper()
-
-    @property
     def title(self) -> str:
         """For people: SM8750 (Snapdragon 8 Elite)."""
         return f"{self.soc.upper()} (Snapdragon {self.names[0]})"

@@ -56,8 +56,12 @@ class Payload:
     @property
     def place(self) -> str:
         """Where it lies on the phone unless --to says otherwise."""
-        words = "-".join(w for w in (self.model, self.backend, self.soc) if w)
-        return f"{BASE}/{re.sub(r'[^A-Za-z0-9._-]+', '-', words).strip('-.')}"
+        return place(self.model, "-".join(w for w in (self.backend, self.soc) if w))
+
+
+def place(model: str, variant: str) -> str:
+    """The folder on the phone for a bundle of that model: `variant` is mnn, or qnn-SOC."""
+    return f"{BASE}/{re.sub(r'[^A-Za-z0-9._-]+', '-', f'{model}-{variant}').strip('-.')}"
 
 
 def _chip(said: str) -> str:
