@@ -657,9 +657,7 @@ namespace.add_collection(
 namespace.add_collection(_group("models", models_get, models_show))
 namespace.add_collection(_group("toolchains", toolchains_list, toolchains_show, toolchains_lock))
 namespace.add_collection(_group("recipes", recipes_list, recipes_show))
-namespace.add_collection(
-    _group("device", device_list, device_push, device_run, device_profile)
-)
+namespace.add_collection(_group("device", device_list, device_push, device_run, device_profile))
 namespace.add_collection(_group("store", store_list, store_gc))
 namespace.add_collection(_group("bundle", bundle_lint))
 namespace.add_collection(_group("engine", engine_up, engine_show, engine_down))

@@ -109,6 +109,7 @@ class Lock:
     wheels: tuple[Wheel, ...]
     debs: tuple[Deb, ...] = ()
 
+
 def digest(lock: Lock | BaseLock, *, extra: str = "") -> str:
     """sha256 over what the lock pins; comments in the YAML and the summary do not count."""
     body: dict[str, Any] = plain(lock)
