@@ -11,7 +11,6 @@ which HTP fuses; such a tensor's range is looked up here, with the calibration t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import Any
 import quantize  # isort: skip - it sets BLAS to one thread, so it comes before numpy
 import chunks
 import corpus
+import jsons
 import numpy as np
 import onnx
 import onnxfile
@@ -46,8 +46,8 @@ class Chosen:
     @classmethod
     def of(cls, folder: Path) -> Chosen:
         """From a folder `calibrated`."""
-        told = json.loads((folder / "calibrated.json").read_text(encoding="utf-8"))
-        found = json.loads((folder / "encodings.json").read_text(encoding="utf-8"))
+        told = jsons.read(folder / "calibrated.json")
+        found = jsons.read(folder / "encodings.json")
         reach = ranges.Reach()
         for entry in found["activation_encodings"]:
             low, high = span(entry)
@@ -194,9 +194,9 @@ def run(stage: Stage) -> None:
         work.finish()
     told = quality.answers(graph, material.prompts, cutter.tokenizer, cpus=stage.cpus)
     stage.progress(1, 1, unit="parts", what="answers")
-    quantize._write(out / "quality.json", {**work.report(), "prompts": told})
-    quantize._copy_beside(graph, model, out)
-    stage.note(quantize._figures(work.report()))
+    jsons.write(out / "quality.json", {**work.report(), "prompts": told})
+    quantize.copy_beside(graph, model, out)
+    stage.note(quantize.figures(work.report()))
 
 
 if __name__ == "__main__":

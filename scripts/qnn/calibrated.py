@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import corpus
+import jsons
 
 from stagekit import BadInput, Stage
 
@@ -73,7 +74,7 @@ def _bits(stage: Stage, name: str, known: Sequence[int], default: int) -> int:
 
 def windows(stage: Stage, tokens: int) -> list[list[int]]:
     """The texts to calibrate with as token ids, cut as the default quantizer cuts them."""
-    spec = json.loads((stage.input("graph") / "graph.json").read_text(encoding="utf-8"))
+    spec = jsons.read(stage.input("graph") / "graph.json")
     model = stage.input("model")
     cutter = corpus.Cutter(
         tokenizer=tokenizer(model), prefill=spec["prefill"], context=spec["context"]
@@ -138,8 +139,7 @@ def write(
     whole: dict[str, Any] = {"version": VERSION}
     whole |= {kind: sorted(entries, key=_name) for kind, entries in encodings.items()}
     for name, value in ((ENCODINGS, whole), (REPORT, report)):
-        text = json.dumps(value, indent=1, ensure_ascii=False)
-        (folder / name).write_text(text + "\n", encoding="utf-8", newline="\n")
+        jsons.write(folder / name, value)
 
 
 def _name(entry: Mapping[str, Any]) -> str:

@@ -6,12 +6,12 @@ chunk's inputs are, how a cache grows) also serves those who go through a model 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jsons
 import numpy as np
 import onnx
 import onnxfile
@@ -80,8 +80,7 @@ class Cache:
 
 def read_spec(folder: Path) -> dict[str, Any]:
     """graph.json of a graph or quantised folder."""
-    spec: dict[str, Any] = json.loads((folder / "graph.json").read_text(encoding="utf-8"))
-    return spec
+    return jsons.read(folder / "graph.json")
 
 
 def split(texts: Sequence[Sequence[int]], tokens: int, context: int) -> list[Chunk]:
@@ -113,7 +112,7 @@ def edges(spec: Mapping[str, Any], chunk: Chunk) -> Arrays:
     seen = np.tril(np.ones((tokens, tokens), bool))
     seen[rows, : rows.start] = False
     mask[:, past:][seen] = 0
-    cos, sin = rope.tables(positions, _frequencies(spec))
+    cos, sin = rope.tables(positions, frequencies(spec))
     return {
         "input_ids": ids,
         "attention_mask": mask[None, None],
@@ -122,7 +121,8 @@ def edges(spec: Mapping[str, Any], chunk: Chunk) -> Arrays:
     }
 
 
-def _frequencies(spec: Mapping[str, Any]) -> Floats:
+def frequencies(spec: Mapping[str, Any]) -> Floats:
+    """How fast each pair of a head's dimensions turns, [head_dim / 2], for graph.json `spec`."""
     turn = spec["rope"]
     return rope.inverse_frequencies(spec["head_dim"], turn["theta"], turn["scaling"])
 
@@ -133,19 +133,32 @@ def session(model: onnx.ModelProto, folder: Path, *, cpus: int) -> Any:
     Memory goes back to the system between runs, and weights are used where they are mapped
     instead of being repacked: slower by little, smaller by a copy of the weights.
     """
+    settings = session_options(folder, threads=cpus)
+    settings.add_session_config_entry("session.disable_prepacking", "1")
+    return opened(model, settings)
+
+
+def session_options(folder: Path, *, threads: int) -> Any:
+    """Options of a session on the CPU for a model whose external weights lie in `folder`."""
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = cpus
-    options.log_severity_level = 3
-    options.enable_cpu_mem_arena = False
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.log_severity_level = 3
+    settings.enable_cpu_mem_arena = False
     key = "session.model_external_initializers_file_folder_path"
-    options.add_session_config_entry(key, str(folder))
-    options.add_session_config_entry("session.disable_prepacking", "1")
+    settings.add_session_config_entry(key, str(folder))
     # Threads that spin while they wait starve whatever else runs on the machine.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return settings
+
+
+def opened(model: onnx.ModelProto, settings: Any) -> Any:
+    """A session on the CPU for a model that is not in a file."""
+    import onnxruntime
+
     return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        model.SerializeToString(), settings, providers=["CPUExecutionProvider"]
     )
 
 

@@ -12,8 +12,6 @@ was asked for: another chip, other tensors, other encodings.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import mmap
 import shutil
@@ -24,22 +22,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import compiled
 import context_binary
 import edges
 import htp
+import jsons
 import onnx
 import onnxfile
 import shapes
 import splits
 from onnx import helper
 
-from stagekit import BadInput, Stage, main
+from stagekit import Stage, main
 
 # A binary of two graphs that share their weights is at most this much larger than one of them…
 SHARED_FACTOR = 1.1
 # …and this, which a tiny model's graphs take besides.
 SHARED_BYTES = 8 << 20
-_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +48,7 @@ class Work:
     stage: Stage
     model: onnx.ModelProto
     data: Path
-    chip: htp.Chip
-    sharing: bool
+    chip: compiled.Chip
     tokens: tuple[int, ...]
     context: int
     hidden: int
@@ -61,7 +59,7 @@ class Work:
 def run(stage: Stage) -> None:
     """Cut, compile, read back, and write it down."""
     source = stage.input("quantized")
-    told = json.loads((source / "graph.json").read_text(encoding="utf-8"))
+    told = jsons.read(source / "graph.json")
     model = onnxfile.load(source / onnxfile.MODEL)
     for name in ("binaries", "twins"):
         stage.output(name).mkdir(parents=True)
@@ -70,8 +68,7 @@ def run(stage: Stage) -> None:
             stage=stage,
             model=model,
             data=source.resolve(),
-            chip=_chip(stage),
-            sharing=stage.param("weight_sharing", bool, True),
+            chip=compiled.Chip.of(stage),
             tokens=(shapes.tokens_of(model), 1),
             context=shapes.context_of(model),
             hidden=int(told["hidden"]),
@@ -79,37 +76,13 @@ def run(stage: Stage) -> None:
             scratch=Path(scratch),
         )
         weights = splits.weigh(model, int(told["layers"]))
-        found = _compile_all(work, splits.plan(weights, stage.param("splits", int, 0)))
-    text = json.dumps(found, indent=1, sort_keys=True)
-    file = stage.output("binaries") / "compile.json"
-    file.write_text(text + "\n", encoding="utf-8", newline="\n")
+        _compile_all(work, splits.plan(weights, stage.param("splits", int, 0)))
 
 
-def _chip(stage: Stage) -> htp.Chip:
-    return htp.Chip(
-        soc=_needed(stage, "soc", str),
-        soc_model=_needed(stage, "soc_model", int),
-        arch=_needed(stage, "arch", str),
-        vtcm_mb=stage.param("vtcm_mb", int, 8),
-    )
-
-
-def _needed(stage: Stage, name: str, kind: type) -> Any:
-    value = stage.param(name, kind)
-    if value is None:
-        raise BadInput(f"parameter {name} is missing")
-    return value
-
-
-def _compile_all(work: Work, cut: list[splits.Split]) -> dict[str, Any]:
-    """Compile every split; what compile.json says."""
+def _compile_all(work: Work, cut: list[splits.Split]) -> None:
+    """Compile every split, and write compile.json."""
     chip, stage = work.chip, work.stage
-    if not work.sharing:
-        stage.note(
-            f"{chip.soc} ({chip.arch}) cannot share weights between graphs: prefill and decode "
-            "each get a binary of their own, and the weights lie in both"
-        )
-    of_split = len(work.tokens) + work.sharing
+    of_split = len(work.tokens) + chip.sharing
     steps = iter(range(1, len(cut) * of_split + 1))
 
     def told(what: str) -> None:
@@ -122,25 +95,21 @@ def _compile_all(work: Work, cut: list[splits.Split]) -> dict[str, Any]:
         for made in _compile_split(work, split, effort):
             (binaries if made.pop("ships") else twins).append(made)
             told(f"split {split.number} of {split.of}")
-        if not work.sharing:
+        if not chip.sharing:
             twins += [_copied(work, split, made) for made in binaries[-len(work.tokens) :]]
     stage.note(
         f"compiled for {chip.soc} in {math.fsum(e.seconds for e in effort):.0f} s, with at most "
         f"{max(e.peak_bytes for e in effort) / 1e9:.1f} GB of memory"
     )
-    return {
-        "format": 1,
-        "soc": chip.soc,
-        "soc_model": chip.soc_model,
-        "arch": chip.arch,
-        "qnn_build": binaries[0].pop("qnn_build"),
-        "shared": work.sharing,
-        "splits": len(cut),
-        "layers": [[split.first, split.end] for split in cut],
-        "nodes_on_cpu": sum(e.nodes_on_cpu for e in effort),
-        "binaries": [{k: v for k, v in b.items() if k != "qnn_build"} for b in binaries],
-        "twins": [{k: t[k] for k in ("file", "bytes", "tokens", "split")} for t in twins],
-    }
+    compiled.write(
+        stage,
+        chip,
+        cut,
+        qnn_build=binaries[0]["qnn_build"],
+        nodes_on_cpu=sum(e.nodes_on_cpu for e in effort),
+        binaries=[{k: v for k, v in b.items() if k != "qnn_build"} for b in binaries],
+        twins=[{k: t[k] for k in ("file", "bytes", "tokens", "split")} for t in twins],
+    )
 
 
 def _compile_split(
@@ -154,15 +123,15 @@ def _compile_split(
     for tokens, graph in graphs.items():
         files[tokens] = work.scratch / f"ar{tokens}_{split.number}.onnx"
         onnxfile.save(graph, files[tokens])
-    place = work.stage.output("twins" if work.sharing else "binaries")
+    place = work.stage.output("twins" if work.chip.sharing else "binaries")
     largest = 0
     for tokens, graph in graphs.items():
-        ending = ".bin" if work.sharing else ".serialized.bin"
+        ending = ".bin" if work.chip.sharing else ".serialized.bin"
         output = place / f"ar{tokens}_{split.number}_of_{split.of}{ending}"
         made = _one(work, split, {files[tokens]: graph}, output, effort)
         largest = max(largest, made["bytes"])
-        yield {**made, "ships": not work.sharing, "tokens": tokens}
-    if not work.sharing:
+        yield {**made, "ships": not work.chip.sharing, "tokens": tokens}
+    if not work.chip.sharing:
         return
     name = f"weight_sharing_model_{split.number}_of_{split.of}.serialized.bin"
     together = {files[tokens]: graph for tokens, graph in graphs.items()}
@@ -199,7 +168,7 @@ def _one(
         "file": output.name,
         "split": split.number,
         "bytes": inside["bytes"],
-        "sha256": _digest(output),
+        "sha256": compiled.digest(output),
         "qnn_build": inside["qnn_build"],
         "graphs": [
             {"tokens": _tokens(graph), "context": work.context, **graph}
@@ -239,7 +208,7 @@ def _name_graphs(file: Path, inside: Mapping[str, Any], split: splits.Split) -> 
 
 
 def _check(
-    file: str, inside: Mapping[str, Any], graphs: list[onnx.ModelProto], chip: htp.Chip
+    file: str, inside: Mapping[str, Any], graphs: list[onnx.ModelProto], chip: compiled.Chip
 ) -> None:
     """Hold what a binary says against what was asked for."""
     if inside["soc_model"] != chip.soc_model:
@@ -281,14 +250,6 @@ def _check_encoding(file: str, tensor: Mapping[str, Any], how: edges.Encoding | 
             f"{file} reads {tensor['name']} with scale {tensor['scale']} and offset "
             f"{tensor['offset']}, not as the quantised model does"
         )
-
-
-def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as opened:
-        while block := opened.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 if __name__ == "__main__":

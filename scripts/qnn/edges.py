@@ -100,17 +100,13 @@ def _reader(graph: onnx.GraphProto, name: str) -> onnx.NodeProto:
 
 
 def _encoding(graph: onnx.GraphProto, node: onnx.NodeProto) -> Encoding:
-    tensors = _initializers(graph)
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
     scale, zero = (tensors[name] for name in node.input[1:3])
     return Encoding(
         element=zero.data_type,
         scale=float(_one(scale)),
         zero=int(_one(zero)),
     )
-
-
-def _initializers(graph: onnx.GraphProto) -> Mapping[str, onnx.TensorProto]:
-    return {tensor.name: tensor for tensor in graph.initializer}
 
 
 def _one(tensor: onnx.TensorProto) -> Any:

@@ -9,14 +9,13 @@ model is ever in memory. The same checkpoint gives the same bytes.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import architecture
 import checkpoint
 import decoder
+import jsons
 import onnxfile
 
 from stagekit import Stage, main
@@ -45,7 +44,7 @@ def run(stage: Stage) -> None:
     made = writer.model()
     onnxfile.save(made, out / onnxfile.MODEL)
     described = describe(arch, writer.roles, context=context, prefill=prefill)
-    _write(out / "graph.json", described)
+    jsons.write(out / "graph.json", described)
     size = (out / onnxfile.DATA).stat().st_size
     stage.note(f"{len(made.graph.node)} nodes, {size:,} bytes of weights")
 
@@ -65,11 +64,6 @@ def describe(
         "weights": roles,
         "parts": [asdict(part) for part in decoder.parts(arch.layers)],
     }
-
-
-def _write(file: Path, value: dict[str, Any]) -> None:
-    text = json.dumps(value, indent=1, ensure_ascii=False)
-    file.write_text(text + "\n", encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from stagekit import BadInput
 
 if TYPE_CHECKING:
     import onnx
+    from compiled import Chip
 
 PROVIDER = "QNNExecutionProvider"
 CONTEXT_NODE = "EPContext"
@@ -31,16 +32,6 @@ CONTEXT_NODE = "EPContext"
 _FALLBACK = "fallback to CPU EP"
 # Names of nodes in one line for people.
 _NAMED = 6
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chip:
-    """What the compiler is told of a chip: `soc_model` decides, `arch` ("v79") must fit it."""
-
-    soc: str
-    soc_model: int
-    arch: str
-    vtcm_mb: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -135,10 +135,7 @@ class Desk:
             mask[at, past : past + at + 1][texts[: at + 1] == text] = 0
         for at in range(len(rows), width):  # padding: a softmax needs something open
             mask[at, past + at] = 0
-        frequencies = rope.inverse_frequencies(
-            self.spec["head_dim"], self.spec["rope"]["theta"], self.spec["rope"]["scaling"]
-        )
-        cos, sin = rope.tables(positions, frequencies)
+        cos, sin = rope.tables(positions, chunks.frequencies(self.spec))
         feeds: chunks.Arrays = {
             "input_ids": ids,
             "attention_mask": mask[None, None],

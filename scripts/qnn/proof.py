@@ -1,6 +1,6 @@
 """Stage: what the compiled model says, on this machine, before it ever sees a phone.
 
-Inputs: `quantized`, `twins`, `settings`, `texts`. Output: the folder `proof` with proof.json.
+Inputs: `quantized`, `twins`, `settings`. Output: the folder `proof` with proof.json.
 Parameters: prove ("quick": the first prompt; "full": all of them), answer_tokens (of one answer),
 seconds (for all answers).
 
@@ -15,7 +15,6 @@ It says nothing of a phone's speed, and does not check the chip.
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ from typing import Any
 
 import childwork
 import genie
+import jsons
 import rehearse
 import twins
 
@@ -89,15 +89,14 @@ def run(stage: Stage) -> None:
     found |= {"format": 1, "prove": depth, "ran_on": RAN_ON}
     out = stage.output("proof")
     out.mkdir(parents=True)
-    text = json.dumps(found, indent=1, sort_keys=True, ensure_ascii=False)
-    (out / "proof.json").write_text(text + "\n", encoding="utf-8", newline="\n")
+    jsons.write(out / "proof.json", found)
 
 
 def prompts(stage: Stage) -> list[Asked]:
     """The bundle's prompts, in order, with the float model's answers where they are known."""
     settings = stage.input("settings")
-    files = _json(settings / "settings.json")["prompts"]
-    quality = _json(stage.input("quantized") / "quality.json")
+    files = jsons.read(settings / "settings.json")["prompts"]
+    quality = jsons.read(stage.input("quantized") / "quality.json")
     known = {entry["prompt"]: entry for entry in quality["prompts"]}
     found = []
     for file, question in sorted(files.items()):
@@ -244,11 +243,6 @@ def _child(
         return childwork.call(CHILD, request, told=told, seconds=seconds, environment=here)
     except childwork.Crashed as crash:
         raise ProofFailed(f"{who} could not run the model: {crash}") from crash
-
-
-def _json(file: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
 
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@ run in one scratch folder under fixed relative names.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import compiled
+import jsons
 import onnx
 import onnxfile
 import qairt_graph
@@ -31,20 +31,7 @@ import splits
 
 from stagekit import BadInput, Stage, main
 
-FORMAT = 1
-_BLOCK = 1 << 20
 _STEPS = 4  # of each graph: write, convert, quantise, its own binary
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chip:
-    """What is compiled for."""
-
-    soc: str
-    soc_model: int
-    arch: str
-    vtcm_mb: int
-    sharing: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +59,7 @@ class Work:
 
     stage: Stage
     tools: tools.Tools
-    chip: Chip
+    chip: compiled.Chip
     quantized: Path
     lowered: qairt_graph.Lowered
     encodings: Mapping[str, Any]
@@ -87,17 +74,14 @@ class Work:
 def run(stage: Stage) -> None:
     """Turn the model into floats and encodings, run the tools, write down what they made."""
     source, sdk = stage.input("quantized").resolve(), stage.input("sdk").resolve()
-    told = json.loads((source / "graph.json").read_text(encoding="utf-8"))
+    told = jsons.read(source / "graph.json")
     for name in ("binaries", "twins"):
         stage.output(name).mkdir(parents=True)
     with tempfile.TemporaryDirectory(dir=stage.outputs) as scratch:
         work = _prepared(stage, source, tools.Tools(sdk=sdk, work=Path(scratch)))
         weights = splits.weigh(work.lowered.model, int(told["layers"]))
         cut = splits.plan(weights, stage.param("splits", int, 0))
-        found = _compile_all(work, cut)
-    text = json.dumps(found, indent=1, sort_keys=True)
-    file = stage.output("binaries") / "compile.json"
-    file.write_text(text + "\n", encoding="utf-8", newline="\n")
+        _compile_all(work, cut)
 
 
 def _prepared(stage: Stage, source: Path, run: tools.Tools) -> Work:
@@ -108,13 +92,13 @@ def _prepared(stage: Stage, source: Path, run: tools.Tools) -> Work:
         raise BadInput(
             f"the quantised model cannot be handed to the SDK's tools: {error}"
         ) from error
-    encodings = json.loads((source / "encodings.json").read_text(encoding="utf-8"))
+    encodings = jsons.read(source / "encodings.json")
     onnxfile.save(lowered.model, run.work / "model.onnx")
     samples = qairt_samples.Samples.of(source, run.work / "model.onnx", cpus=stage.cpus)
     return Work(
         stage=stage,
         tools=run,
-        chip=_chip(stage),
+        chip=compiled.Chip.of(stage),
         quantized=source,
         lowered=lowered,
         encodings=qairt_graph.overrides(encodings, lowered),
@@ -122,32 +106,10 @@ def _prepared(stage: Stage, source: Path, run: tools.Tools) -> Work:
     )
 
 
-def _chip(stage: Stage) -> Chip:
-    return Chip(
-        soc=_needed(stage, "soc", str),
-        soc_model=_needed(stage, "soc_model", int),
-        arch=_needed(stage, "arch", str),
-        vtcm_mb=stage.param("vtcm_mb", int, 8),
-        sharing=stage.param("weight_sharing", bool, True),
-    )
-
-
-def _needed(stage: Stage, name: str, kind: type) -> Any:
-    value = stage.param(name, kind)
-    if value is None:
-        raise BadInput(f"parameter {name} is missing")
-    return value
-
-
-def _compile_all(work: Work, cut: Sequence[splits.Split]) -> dict[str, Any]:
-    """Compile every split; what compile.json says."""
+def _compile_all(work: Work, cut: Sequence[splits.Split]) -> None:
+    """Compile every split, and write compile.json."""
     whole = work.lowered.model
     context, tokens = shapes.context_of(whole), (shapes.tokens_of(whole), 1)
-    if not work.chip.sharing:
-        work.stage.note(
-            f"{work.chip.soc} ({work.chip.arch}) cannot share weights between graphs: prefill "
-            "and decode each get a binary of their own, and the weights lie in both"
-        )
     binaries: list[dict[str, Any]] = []
     twins: list[dict[str, Any]] = []
     for split in cut:
@@ -161,19 +123,15 @@ def _compile_all(work: Work, cut: Sequence[splits.Split]) -> dict[str, Any]:
         binaries += made
         for graph in graphs:
             (work.scratch / graph.dlc).unlink()
-    return {
-        "format": FORMAT,
-        "soc": work.chip.soc,
-        "soc_model": work.chip.soc_model,
-        "arch": work.chip.arch,
-        "qnn_build": _build(work.tools.sdk),
-        "shared": work.chip.sharing,
-        "splits": len(cut),
-        "layers": [[split.first, split.end] for split in cut],
-        "nodes_on_cpu": 0,  # the generator places all nodes on the HTP, or fails
-        "binaries": binaries,
-        "twins": twins,
-    }
+    compiled.write(
+        work.stage,
+        work.chip,
+        cut,
+        qnn_build=_build(work.tools.sdk),
+        nodes_on_cpu=0,  # the generator places all nodes on the HTP, or fails
+        binaries=binaries,
+        twins=twins,
+    )
 
 
 def _graph(work: Work, graph: Graph) -> Iterator[str]:
@@ -298,7 +256,7 @@ def _described(work: Work, graphs: Sequence[Graph], made: Path) -> dict[str, Any
         "file": file.name,
         "split": graphs[0].split.number,
         "bytes": file.stat().st_size,
-        "sha256": _digest(file),
+        "sha256": compiled.digest(file),
         "graphs": [_inside(work, graph) for graph in graphs],
     }
 
@@ -331,14 +289,6 @@ def _build(sdk: Path) -> str:
     """The SDK's build id as its HTP library tells it, else its version."""
     found = tools.build_id(sdk / "lib" / tools.HOST / "libQnnHtp.so")
     return found or f"v{sdk.name}"
-
-
-def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as opened:
-        while block := opened.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 if __name__ == "__main__":

@@ -19,8 +19,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxfile
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from quantspec import unpacked
 
 OPSET = 17
 IR_VERSION = 8
@@ -40,8 +42,8 @@ SAME = frozenset(
         "Transpose",
     )
 )
-# ONNX's numbers of 4-bit types; the onnx of the SDK's tools has no names for them.
-_INT4, _UINT4 = 22, 21
+# ONNX's number of that type; the onnx of the SDK's tools has no name for it.
+_INT4 = 22
 _TYPES = {
     TensorProto.FLOAT: np.float32,
     TensorProto.INT8: np.int8,
@@ -51,7 +53,6 @@ _TYPES = {
     TensorProto.INT32: np.int32,
     TensorProto.INT64: np.int64,
 }
-_ALIGNMENT = 64
 
 
 class LoweringError(ValueError):
@@ -228,15 +229,18 @@ class _Lowering:
         return made
 
     def _external(self, name: str, values: NDArray[np.float32]) -> None:
-        start = -(-self.end // _ALIGNMENT) * _ALIGNMENT
+        start = -(-self.end // onnxfile.ALIGNMENT) * onnxfile.ALIGNMENT
         self.file.write(b"\0" * (start - self.end))
         self.file.write(np.ascontiguousarray(values, np.float32).data.cast("B"))
         self.end = start + values.nbytes
-        tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=values.shape)
-        tensor.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", self.name), ("offset", start), ("length", values.nbytes)):
-            tensor.external_data.add(key=key, value=str(value))
-        self.initializers[name] = tensor
+        self.initializers[name] = onnxfile.external(
+            name,
+            TensorProto.FLOAT,
+            values.shape,
+            location=self.name,
+            offset=start,
+            length=values.nbytes,
+        )
 
 
 def _array(tensor: onnx.TensorProto, folder: Path) -> NDArray[Any]:
@@ -254,13 +258,9 @@ def _array(tensor: onnx.TensorProto, folder: Path) -> NDArray[Any]:
         raw = np.frombuffer(tensor.raw_data, np.uint8)
     else:
         return np.asarray(numpy_helper.to_array(tensor))
-    if tensor.data_type not in (_INT4, _UINT4):
-        return raw.view(_TYPES[tensor.data_type]).reshape(shape)
-    both = np.empty(2 * len(raw), np.int8)
-    both[0::2], both[1::2] = raw & 0x0F, raw >> 4
     if tensor.data_type == _INT4:
-        both[both > 7] -= 16
-    return both[: int(np.prod(shape))].reshape(shape)
+        return unpacked(raw, shape)
+    return raw.view(_TYPES[tensor.data_type]).reshape(shape)
 
 
 def overrides(encodings: Mapping[str, Any], lowered: Lowered) -> dict[str, Any]:

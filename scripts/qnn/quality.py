@@ -103,12 +103,6 @@ class Losses:
         ]
 
 
-def worst(table: Sequence[dict[str, Any]], count: int = 3) -> list[str]:
-    """The parts that lost most, worst first: "layer_11 (31 % of the loss)"."""
-    ranked = sorted(table, key=lambda row: -row["share"])[:count]
-    return [f"{row['name']} ({row['share']:.0%} of the loss)" for row in ranked if row["share"]]
-
-
 def decibels(noise: float) -> float:
     """A ratio of noise to signal as SQNR in dB; at most 200."""
     return min(-10 * math.log10(max(noise, 1e-20)), 200.0)

@@ -22,7 +22,6 @@ import os
 # Before numpy is imported for the first time.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
-import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +34,7 @@ from typing import Any
 import chunks
 import corpus
 import gptq
+import jsons
 import numpy as np
 import onnx
 import onnxfile
@@ -161,10 +161,10 @@ def run(stage: Stage) -> None:
     with work.clock("answers"):
         told = quality.answers(graph, material.prompts, cutter.tokenizer, cpus=stage.cpus)
     stage.progress(steps, steps, unit="parts", what="answers")
-    _write(out / "quality.json", {**work.report(), "prompts": told})
-    _copy_beside(graph, model, out)
+    jsons.write(out / "quality.json", {**work.report(), "prompts": told})
+    copy_beside(graph, model, out)
     seconds = ", ".join(f"{name} {took:.1f} s" for name, took in work.seconds.items())
-    stage.note(f"{_figures(work.report())}; {seconds}")
+    stage.note(f"{figures(work.report())}; {seconds}")
 
 
 @dataclass(kw_only=True)
@@ -455,7 +455,6 @@ class Work:
     def report(self) -> dict[str, Any]:
         """quality.json, but for the prompts."""
         floats, quantised = (self.scores[w].perplexity for w in ("float", "quantised"))
-        table = self.losses.table()
         return {
             "quantizer": "edgekiln",
             "weight_bits": self.options.weight_bits,
@@ -466,8 +465,7 @@ class Work:
             "perplexity_ratio": round(quantised / floats, 5),
             "perplexity_tokens": self.scores["float"].tokens,
             "calibration_tokens": sum(map(len, self.material.calibration)),
-            "worst": quality.worst(table),
-            "layers": table,
+            "layers": self.losses.table(),
         }
 
     def _part(self, name: str) -> onnx.ModelProto:
@@ -504,23 +502,20 @@ def _finite(name: str, low: float, high: float) -> None:
         )
 
 
-def _figures(report: Mapping[str, Any]) -> str:
+def figures(report: Mapping[str, Any]) -> str:
+    """The perplexities of a report in a line."""
     return (
         f"perplexity {report['perplexity_float']:.2f} → {report['perplexity_quantised']:.2f} "
         f"(ratio {report['perplexity_ratio']:.4f}) on {report['perplexity_tokens']} tokens"
     )
 
 
-def _copy_beside(graph: Path, model: Path, out: Path) -> None:
+def copy_beside(graph: Path, model: Path, out: Path) -> None:
+    """What later stages read of the graph and the model, into the folder `quantized`."""
     shutil.copyfile(graph / "graph.json", out / "graph.json")
     for name in TOKENIZER_FILES:
         if (model / name).is_file():
             shutil.copyfile(model / name, out / name)
-
-
-def _write(file: Path, value: Mapping[str, Any]) -> None:
-    text = json.dumps(value, indent=1, ensure_ascii=False)
-    file.write_text(text + "\n", encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

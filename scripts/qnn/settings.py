@@ -15,13 +15,13 @@ two parts of it, for questions of one's own.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import chat
+import jsons
 
 from stagekit import BadInput, Stage, main
 
@@ -37,23 +37,24 @@ PROFILE = {"core_id": 0, "perf_profile": "burst", "rpc_control_latency": 100}
 
 def run(stage: Stage) -> None:
     """Look at what was made, then write each file."""
-    graph = _json(stage.input("quantized") / "graph.json")
-    compiled = _json(stage.input("binaries") / "compile.json")
-    quality = _json(stage.input("quantized") / "quality.json")
+    graph = jsons.read(stage.input("quantized") / "graph.json")
+    compiled = jsons.read(stage.input("binaries") / "compile.json")
+    quality = jsons.read(stage.input("quantized") / "quality.json")
     out = stage.output("settings")
     (out / "prompts").mkdir(parents=True)
     template = chat.load(stage.input("model"))
     if template is None:
         stage.note("the model has no chat template: prompts are the plain questions")
     binaries = [f"models/{binary['file']}" for binary in compiled["binaries"]]
-    _write(out / CONFIG, dialog(stage, graph, binaries, bos(graph, template)))
-    _write(out / EXTENSIONS, extensions(stage, bool(compiled["shared"])))
+    config = dialog(stage, graph, binaries, bos(graph, template))
+    jsons.write(out / CONFIG, config, indent=2)
+    jsons.write(out / EXTENSIONS, extensions(stage, bool(compiled["shared"])), indent=2)
     asked = [entry["prompt"] for entry in quality["prompts"]]
     room = int(graph["context"]) - int(graph["prefill"]) - ANSWER
     written = questions(stage, out / "prompts", template, asked, room)
     (out / "run.sh").write_text(script(next(iter(written))), encoding="utf-8", newline="\n")
     (out / "run.sh").chmod(0o755)
-    _write(out / "settings.json", {"format": 1, "prompts": written, "binaries": binaries})
+    jsons.write(out / "settings.json", {"format": 1, "prompts": written, "binaries": binaries})
 
 
 def dialog(
@@ -145,7 +146,7 @@ def questions(
     system = stage.param("system_prompt", str)
     around = chat.prompt(template, QUESTION, system)
     before, after = around.split(QUESTION)
-    _write(place / "template.json", {"format": 1, "prefix": before, "suffix": after})
+    jsons.write(place / "template.json", {"format": 1, "prefix": before, "suffix": after})
     written = {f"prompts/{number:02}.txt": text for number, text in enumerate(asked, 1)}
     for name, text in written.items():
         _text(place.parent / name, chat.prompt(template, text, system))
@@ -238,19 +239,9 @@ def _tokens(tokenizer: Path, text: str) -> Any:
     return Tokenizer.from_file(str(tokenizer)).encode(text, add_special_tokens=False)
 
 
-def _json(file: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
-
-
 def _text(file: Path, text: str) -> None:
     """As it is: Genie reads the last line end of a prompt file as a token."""
     file.write_text(text, encoding="utf-8", newline="\n")
-
-
-def _write(file: Path, value: Any) -> None:
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    file.write_text(text + "\n", encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

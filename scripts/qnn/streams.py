@@ -94,28 +94,19 @@ def session(
     folder: Path,
     weights: Mapping[str, Floats] | None = None,
     *,
-    threads: int = 1,
     plain: bool = False,
 ) -> Any:
-    """A session of `threads` on the CPU; `weights` stand in for the model's own, without a copy.
+    """A session of one thread on the CPU; `weights` stand in for the model's own, without a copy.
 
     External weights are found in `folder`. `plain` computes a quantised graph as it is written:
     nothing is fused into integer kernels, which would round differently.
     """
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    options.enable_cpu_mem_arena = False
-    key = "session.model_external_initializers_file_folder_path"
-    options.add_session_config_entry(key, str(folder))
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options = chunks.session_options(folder, threads=1)
     if plain:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     if weights:
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
         options.add_external_initializers(list(weights), values)
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    return chunks.opened(model, options)

@@ -18,6 +18,7 @@ import chunks
 import context_binary
 import htp
 import numpy as np
+import onnxfile
 from numpy.typing import NDArray
 
 from stagekit import BadInput
@@ -163,8 +164,8 @@ def _wrapped(file: str, build: str, graph: str, split: Split) -> bytes:
         for edges in (split.inputs, split.outputs)
     )
     made = helper.make_graph([node], "twin", inputs, outputs)
-    opsets = [helper.make_opsetid("", 23), helper.make_opsetid("com.microsoft", 1)]
+    opsets = [helper.make_opsetid("", onnxfile.OPSET), helper.make_opsetid("com.microsoft", 1)]
     model: onnx.ModelProto = helper.make_model(made, opset_imports=opsets)
-    model.ir_version = 11
+    model.ir_version = onnxfile.IR_VERSION
     data: bytes = model.SerializeToString()
     return data

@@ -43,7 +43,7 @@ def read(path: Path, reporter: Reporter, executor: str) -> Facts:
         facts = _look(path.absolute(), reporter, executor)
     except UsageError as error:  # what the stage's program calls bad input
         raise damaged(path, "QNN context binary", error.what) from error
-    facts = {name: value for name, value in facts.items() if name not in ("format", "kind")}
+    del facts["format"]
     facts["soc"] = _soc(facts["soc_model"])
     graphs = "\n\n".join(_graph(graph) for graph in facts["graphs"])
     return Facts(kind="context_binary", facts=facts, rows=tuple(_rows(facts)), tail=graphs)

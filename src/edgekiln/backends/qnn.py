@@ -160,7 +160,7 @@ def _stages(options: QnnOptions, model: Model, sdk: Sdk | None) -> Iterator[Stag
     yield _compile(options, model, sdk)
     yield _settings(source, texts, options)
     if options.prove != "none":
-        yield _proof(texts, options, model)
+        yield _proof(options, model)
 
 
 def _graph(source: Input, options: QnnOptions, model: Model) -> Stage:
@@ -250,7 +250,7 @@ def _settings(source: Input, texts: Input, options: QnnOptions) -> Stage:
     )
 
 
-def _proof(texts: Input, options: QnnOptions, model: Model) -> Stage:
+def _proof(options: QnnOptions, model: Model) -> Stage:
     params = _given(options, "prove", "answer_tokens")
     return Stage(
         name="proof",
@@ -260,7 +260,6 @@ def _proof(texts: Input, options: QnnOptions, model: Model) -> Stage:
             "quantized": FromStage(stage="quantize", output="quantized"),
             "twins": FromStage(stage="compile", output="twins"),
             "settings": FromStage(stage="settings", output="settings"),
-            "texts": texts,
         },
         outputs=(Output(name="proof", files=("proof.json",)),),
         params={**params, "seconds": options.prove_seconds},
