@@ -51,12 +51,12 @@ def build(
     c: Context,
     options: dict[str, Any],
     backend: str = "",
-    model: str = "",
-    recipe: str = "",
-    preset: str = "",
+    model: str | None = None,
+    recipe: str | None = None,
+    preset: str | None = None,
     executor: str = "auto",
-    memory_limit: str = "",
-    out: str = "",
+    memory_limit: str | None = None,
+    out: str | None = None,
     base: str = "",
     dry_run: bool = False,
     force: bool = False,
@@ -84,12 +84,17 @@ def build(
 
     with cli.reporting(quiet=quiet, as_json=json, debug=debug) as reporter:
         what = make_recipe(
-            recipe=recipe, backend=backend, model=model, preset=preset, options=options
+            recipe=cli.given("recipe", recipe),
+            backend=backend,
+            model=cli.given("model", model),
+            preset=cli.given("preset", preset),
+            options=options,
         )
+        memory, place = cli.given("memory-limit", memory_limit), cli.given("out", out)
         how = Settings(
             executor=executor,
-            memory=parse_size(memory_limit, where="--memory-limit") if memory_limit else None,
-            out=Path(out) if out else None,
+            memory=parse_size(memory, where="--memory-limit") if memory else None,
+            out=Path(place) if place else None,
             base=base or None,
             force=force,
             refresh=refresh,
@@ -108,7 +113,9 @@ def build(
     auto_shortflags=False,
 )
 @cli.command
-def doctor(c: Context, backend: str = "mnn", model: str = "", recipe: str = "") -> None:
+def doctor(
+    c: Context, backend: str = "mnn", model: str | None = None, recipe: str | None = None
+) -> None:
     """Say what a build needs and whether this machine has it.
 
     Examples:
@@ -117,7 +124,7 @@ def doctor(c: Context, backend: str = "mnn", model: str = "", recipe: str = "") 
     """
     from edgekiln.commands import doctor as run
 
-    run(backend=backend, model=model, recipe=recipe)
+    run(backend=backend, model=cli.given("model", model), recipe=cli.given("recipe", recipe))
 
 
 @task(name="list", help=_DEBUG, auto_shortflags=False)

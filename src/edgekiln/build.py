@@ -15,6 +15,7 @@ from edgekiln.bundle import Bundle, find_bundle, write_bundle
 from edgekiln.digest import digest_json
 from edgekiln.errors import KilnError
 from edgekiln.executors.base import Executor
+from edgekiln.executors.choose import check_executor, choose_executor
 from edgekiln.home import home
 from edgekiln.locking import held
 from edgekiln.pipeline import Pipeline
@@ -65,6 +66,7 @@ class Job:
 
 def prepare(recipe: Recipe, settings: Settings, reporter: Reporter) -> Job:
     """Check everything that can be checked before the first byte is made."""
+    check_executor(settings.executor)
     backend = load_backend(recipe.backend)
     options = recipe.parsed(backend)
     references = {"model": recipe.model, **backend.models(options)}
@@ -146,8 +148,6 @@ class _Build:
             return {
                 p.stage.name: Done(entry=p.entry, ran=False, seconds=0) for p in planned if p.entry
             }
-        from edgekiln.executors.choose import choose_executor
-
         allowed = limits(self._settings)
         executor, why = choose_executor(self._settings.executor)
         self._reporter.say(f"executor: {executor.describe()}: {why}")

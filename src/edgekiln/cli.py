@@ -10,12 +10,12 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edgekiln.errors import KilnError, nearest
+from edgekiln.errors import KilnError, UsageError, nearest
 from edgekiln.options import Spec, Value
 from edgekiln.report import Reporter, make_reporter, paint
 
@@ -181,6 +181,20 @@ def _word(value: Value) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def given(name: str, value: str | None) -> str:
+    """A flag's text, nothing where the flag was left out. Raises UsageError for an empty one.
+
+    `--model "$MODEL"` with a variable that is not set would build another model than was meant.
+    """
+    if value is not None and not value.strip():
+        raise UsageError(
+            f"--{name} is empty",
+            why="a variable that is not set looks like this",
+            remedy=f"give a value, or leave --{name} out",
+        )
+    return value or ""
+
+
 def name_the_nearest() -> None:
     """Teach Invoke's "No idea what '--quant-bits' is!" to say what was probably meant.
 
@@ -191,20 +205,48 @@ def name_the_nearest() -> None:
 
     def text(error: Any) -> str:
         said = str(error.args[0]) if error.args else ""
-        unknown = re.search(r"No idea what '([^']+)' is", said)
-        if unknown is None:
-            return said
-        context = error.context
-        if unknown[1].startswith("-") and context is not None and context.name:
-            where = f"kiln {context.name.replace('.', ' ')}"
-            remedy = nearest(unknown[1], [f for f in context.flags if f.startswith("--")])
-            if remedy.startswith("one of"):
-                remedy = f"{where} --help lists them"
-            return f"error: {where} has no option {unknown[1]}\ndo:    {remedy}"
-        remedy = nearest(unknown[1], _COMMANDS).replace(".", " ")
-        return f"error: there is no command {unknown[1].replace('.', ' ')}\ndo:    {remedy}"
+        lines = _parse_error(said, error.context)
+        return "\n".join(UsageError(lines[0], remedy=lines[1]).lines()) if lines else said
 
     ParseError.__str__ = text  # type: ignore[method-assign]
+
+
+def _parse_error(said: str, context: Any) -> tuple[str, str] | None:
+    """What went wrong and what to do, out of Invoke's words; None for words that are not known."""
+    where = f"kiln {context.name.replace('.', ' ')}" if context and context.name else "kiln"
+    if lacking := re.search(r"required positional arguments: '(\w+)'", said):
+        return f"{where}: which {lacking[1]}?", f"`{where} --help` shows what it takes"
+    if lacking := re.search(r"Flag <Argument: ([\w-]+).* needed value", said):
+        flag = f"--{lacking[1].replace('_', '-')}"
+        return f"{flag} needs a value", f"`{where} --help` says which"
+    unknown = re.search(r"No idea what (['\"])(.*)\1 is", said)
+    return _unknown_word(unknown[2], where, context) if unknown else None
+
+
+def _unknown_word(word: str, where: str, context: Any) -> tuple[str, str]:
+    flags = context.flags if context is not None and context.name else {}
+    if flags and word.startswith("-"):
+        remedy = nearest(word, [f for f in flags if f.startswith("--")])
+        if remedy.startswith("one of"):
+            remedy = f"{where} --help lists them"
+        return f"{where} has no option {word}", remedy
+    flag = _before(word, sys.argv[1:])
+    if flag in flags:
+        if flags[flag].takes_value:
+            return f"{flag} is given twice", "give it once"
+        return f"{flag} takes no value", f"leave {word!r} out"
+    remedy = nearest(word, _COMMANDS).replace(".", " ")
+    return f"there is no command {word.replace('.', ' ')}", remedy
+
+
+def _before(word: str, arguments: Sequence[str]) -> str:
+    """The flag that `word` follows, or is joined to by `=`, where it comes last."""
+    found = ""
+    for flag, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, joined, value = flag.partition("=")
+        if name.startswith("--") and word == (value if joined else following):
+            found = name
+    return found
 
 
 _COMMANDS: list[str] = []

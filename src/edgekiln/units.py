@@ -32,8 +32,10 @@ def seconds(count: float) -> str:
 
 
 def parse_size(text: str, *, where: str) -> int:
-    """Bytes out of `12g`, `12GB`, `12GiB` or a plain number. Raises UsageError."""
+    """Bytes, one at least, out of `12g`, `12GB`, `12GiB` or a plain number. Raises UsageError."""
     found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?i?)b?\s*", text.lower())
-    if not found or found[2] == "i":
+    units = {**_STEPS, **_BINARY}
+    count = int(float(found[1]) * units[found[2]]) if found and found[2] in units else 0
+    if count < 1:
         raise UsageError(f"{where} is {text!r}", remedy="give a size such as 12g or 12GiB")
-    return int(float(found[1]) * {**_STEPS, **_BINARY}[found[2]])
+    return count

@@ -394,6 +394,14 @@ def test_a_folder_of_nothing_known(tmp_path: Path) -> None:
         look(tmp_path / "none", Heard())
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names here")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ArtifactError) as caught:
+        look(tmp_path / "pipe", Heard())
+    assert "pipe" in caught.value.why
+
+
 def test_names_count_for_nothing(tmp_path: Path) -> None:
     path = tmp_path / "photo.jpg"
     path.write_bytes(onnx_model())

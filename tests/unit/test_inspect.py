@@ -98,7 +98,9 @@ def test_a_config_that_says_nothing_is_refused(tmp_path: Path, text: str, said: 
 
 @pytest.mark.parametrize("size", ["8", 0, -1, 2.5, True])
 def test_a_size_that_is_no_size_is_named(tmp_path: Path, size: object) -> None:
-    assert "hidden_size is not a size" in refused(tinymodel.make(tmp_path, hidden_size=size))
+    told = refused(tinymodel.make(tmp_path, hidden_size=size))
+    assert "hidden_size is not a size" in told
+    assert "do:    take the model's own config.json" in told
 
 
 def test_a_size_that_is_missing_is_named(tmp_path: Path) -> None:

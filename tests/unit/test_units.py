@@ -32,7 +32,7 @@ def test_parse_size(text: str, count: int) -> None:
     assert parse_size(text, where="--memory") == count
 
 
-@pytest.mark.parametrize("text", ["", "much", "12x", "-1g", "1i"])
+@pytest.mark.parametrize("text", ["", "much", "12x", "-1g", "1i", "0", "0g", "0.2"])
 def test_a_size_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--memory"):
         parse_size(text, where="--memory")

@@ -70,11 +70,17 @@ def look(path: Path, reporter: Reporter, *, executor: str = "auto") -> Artifact:
 
             size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
             return Artifact(path=path, size=size, found=read_folder(path))
+        if path.exists() and not path.is_file():
+            raise unknown(path, "it is a pipe, a socket or a device, which has no bytes to look at")
         size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(_START)
     except OSError as error:
-        raise AccessError(f"cannot read {path}", why=error.strerror or str(error)) from error
+        raise AccessError(
+            f"cannot read {path}",
+            why=error.strerror or str(error),
+            remedy="give the path of a file or folder that you may read",
+        ) from error
     return Artifact(path=path, size=size, found=_file(path, start, reporter, executor))
 
 

@@ -14,8 +14,7 @@ def choose_executor(wanted: str) -> tuple[Executor, str]:
     `auto` is docker where an engine answers, else native. Raises EngineError when the one asked
     for cannot be had.
     """
-    if wanted not in NAMES:
-        raise UsageError(f"no executor {wanted}", remedy=nearest(wanted, NAMES))
+    check_executor(wanted)
     if wanted == "native":
         return _native(), "asked for"
     from edgekiln.engine import find_engine, why_not
@@ -32,6 +31,12 @@ def choose_executor(wanted: str) -> tuple[Executor, str]:
             remedy="start Docker or Podman, run `kiln engine up`, or use --executor native",
         )
     return _native(), "no container engine answers (`kiln engine show` says why)"
+
+
+def check_executor(wanted: str) -> None:
+    """Raise UsageError for a name that no executor has."""
+    if wanted not in NAMES:
+        raise UsageError(f"there is no executor {wanted}", remedy=nearest(wanted, NAMES))
 
 
 def _native() -> Executor:

@@ -176,7 +176,9 @@ def _size(
     value = part[key]
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ModelError(
-            f"{where}: {key} is not a size", why=f"found {value!r}, expected a whole number above 0"
+            f"{where}: {key} is not a size",
+            why=f"found {value!r}, expected a whole number above 0",
+            remedy="take the model's own config.json",
         )
     return value
 
