@@ -76,9 +76,12 @@ def check_weights(arch: architecture.Architecture, weights: checkpoint.Checkpoin
     inside = tuple(f"model.layers.{i}." for i in range(arch.layers))
     for name in sorted(weights.tensors):
         # Old checkpoints carry the rotary frequencies, which config.json gives as well.
-        if name.startswith(inside) and name not in wanted and "rotary_emb" not in name:
+        if name.startswith("model.layers.") and name not in wanted and "rotary_emb" not in name:
+            lacking = f"which a {arch.family} layer does not have"
+            if not name.startswith(inside):
+                lacking = f"but config.json tells of {arch.layers} layers"
             raise BadInput(
-                f"the weights hold {name}, which a {arch.family} layer does not have",
+                f"the weights hold {name}, {lacking}",
                 remedy="take config.json and the weights from one release of the model",
             )
 
