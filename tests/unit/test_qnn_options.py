@@ -14,7 +14,7 @@ import pytest
 from edgekiln.backends import load_backend, option_specs, options_by_backend
 from edgekiln.backends.qnn import BACKEND
 from edgekiln.backends.qnn_checks import check_model, data, largest_token
-from edgekiln.backends.qnn_options import QnnOptions
+from edgekiln.backends.qnn_options import TEXTS, QnnOptions
 from edgekiln.backends.qnn_socs import find_soc, socs
 from edgekiln.cli import option_help
 from edgekiln.errors import KilnError, ModelError, UsageError
@@ -151,6 +151,26 @@ def test_options_that_cannot_be_are_refused_before_a_model_is_fetched(
 
 
 @pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "there is no text in"),
+        (b" \n\t\n", "there is no text in"),
+        ("Größe".encode("latin-1"), "is not UTF-8"),
+        ("words".encode("utf-16"), "is not UTF-8"),
+    ],
+)
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_text_that_is_none_is_refused_before_a_model_is_fetched(
+    tmp_path: Path, name: str, content: bytes, said: str
+) -> None:
+    file = tmp_path / "text.txt"
+    file.write_bytes(content)
+    with pytest.raises(UsageError, match=f"{name}: .*{said}") as caught:
+        BACKEND.models(options(**{name: str(file)}))
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
     ("config", "changed", "given", "error", "what"),
     [
         ({}, {"family": "gemma2"}, {}, ModelError, "gemma2"),
@@ -165,6 +185,7 @@ def test_options_that_cannot_be_are_refused_before_a_model_is_fetched(
             "window of 512",
         ),
         ({}, {"context_length": 512}, {}, UsageError, "longer than"),
+        ({}, {"layers": 2}, {"splits": 3}, UsageError, "has 2 layers"),
         ({"rope_scaling": {"type": "yarn", "factor": 4}}, {}, {}, ModelError, "yarn"),
         ({"rope_scaling": "linear"}, {}, {}, ModelError, "not an object"),
         (

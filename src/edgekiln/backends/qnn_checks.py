@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekiln.backends.qnn_options import TEXTS, QnnOptions
 from edgekiln.backends.qnn_socs import find_soc
-from edgekiln.errors import ModelError, UsageError, nearest
+from edgekiln.errors import AccessError, ModelError, UsageError, nearest
 
 if TYPE_CHECKING:
     from edgekiln.models import Model
@@ -48,12 +48,29 @@ def check_options(options: QnnOptions) -> None:
         raise UsageError(f"{name} {what}", remedy=remedy)
     for name in TEXTS:
         path = getattr(options, name)
-        if path is not None and not Path(path).is_file():
-            raise UsageError(f"{name}: there is no file {path}", remedy="give a UTF-8 text file")
+        if path is not None:
+            _check_text(name, Path(path))
     sdk = options.qairt_sdk
     if sdk is not None and not Path(sdk).expanduser().exists():
         remedy = "give the vendor's zip, or the folder it was unpacked into"
         raise UsageError(f"qairt_sdk: there is no {sdk}", remedy=remedy)
+
+
+def _check_text(name: str, path: Path) -> None:
+    """How long it must be only the tokenizer can tell: the stage `quantize` says that."""
+    remedy = "give a UTF-8 text file"
+    if not path.is_file():
+        raise UsageError(f"{name}: there is no file {path}", remedy=remedy)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        why = f"byte {error.start} begins no character"
+        raise UsageError(f"{name}: {path} is not UTF-8", why=why, remedy=remedy) from error
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise AccessError(f"{name}: cannot read {path}", why=why, remedy=remedy) from error
+    if not text.strip():
+        raise UsageError(f"{name}: there is no text in {path}", remedy=remedy)
 
 
 def _clashes(o: QnnOptions) -> Iterator[tuple[str, str, str]]:
@@ -95,6 +112,7 @@ def check_model(model: Model, options: QnnOptions) -> None:
     _check_rope(model)
     _check_context(model, options)
     _check_window(model, options)
+    _check_splits(model, options)
     block(model, options)
     _check_vocabulary(model)
 
@@ -142,6 +160,15 @@ def _check_window(model: Model, options: QnnOptions) -> None:
             f"{model.name} attends through a sliding window of {window} tokens",
             why=f"the graph has none, and a context of {options.context_length} reaches beyond it",
             remedy=f"--context-length {window} or less, or another model",
+        )
+
+
+def _check_splits(model: Model, options: QnnOptions) -> None:
+    if options.splits > model.layers:
+        raise UsageError(
+            f"splits is {options.splits}, and {model.name} has {model.layers} layers",
+            why="each binary holds a layer at least",
+            remedy=f"{model.layers} or fewer, or leave --splits away",
         )
 
 
