@@ -30,7 +30,8 @@ CLOSED = np.float32(-100.0)
 class Chunk:
     """Up to T tokens of a text: ids of text `text`, of which `start` come before these.
 
-    `pad` rows stand before the tokens (`left`) or after them; their results mean nothing.
+    Where there are fewer, the other rows stand before the tokens (`left`) or after them, and
+    their results mean nothing.
     """
 
     text: int

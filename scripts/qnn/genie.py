@@ -25,7 +25,7 @@ LIBRARY = "libGenie.so"
 # Genie_Status_t: below 0 errors, 0 success, above 0 a query's ways to end early.
 ABORTED, CONTEXT_EXCEEDED = 1, 4
 # GenieDialog_SentenceCode_t
-COMPLETE, BEGIN, CONTINUE, END, ABORT, REWIND, RESUME = range(7)
+COMPLETE, BEGIN, CONTINUE = range(3)
 _ACTION_ABORT = 1
 _LOG_WARN = 2
 _ERRORS = {
@@ -101,10 +101,8 @@ class _Hearing:
 class Genie:
     """The library, loaded once a process."""
 
-    def __init__(self, folder: Path | None = None) -> None:
-        """`folder` holds the vendor's libraries: those of the wheel unless told otherwise."""
-        self.folder = folder or wheel_libraries()
-        self._c = ctypes.CDLL(str(self.folder / LIBRARY))
+    def __init__(self) -> None:
+        self._c = ctypes.CDLL(str(wheel_libraries() / LIBRARY))
         self._words: list[str] = []
         # Kept here: the library calls it as long as it lives.
         self._on_log = _OnLog(self._log)

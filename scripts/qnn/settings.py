@@ -31,7 +31,7 @@ QUESTION = "xq0x"
 # Left of the context for the answer to the long prompt.
 ANSWER = 200
 LONG = "Say in a few sentences what this text is about.\n\n"
-# Of the phone's processor; the dialog's defaults are those of the vendor's examples.
+# How a core of the NPU runs: as fast as it can, as in the vendor's examples.
 PROFILE = {"core_id": 0, "perf_profile": "burst", "rpc_control_latency": 100}
 
 

@@ -12,7 +12,7 @@ import onnx
 
 # Tensors between the parts, which keep a shape so that the parts can be cut out.
 _BOUNDARY = re.compile(r"hidden_\d+")
-# Where T stands: {tensor: {axis: factor of T, past: C - T}}.
+# The axis that is T.
 _TOKENS_AT = {
     "input_ids": 1,
     "attention_mask": 2,
