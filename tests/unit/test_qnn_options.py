@@ -188,6 +188,7 @@ def test_a_text_that_is_none_is_refused_before_a_model_is_fetched(
         ({}, {"layers": 2}, {"splits": 3}, UsageError, "has 2 layers"),
         ({"rope_scaling": {"type": "yarn", "factor": 4}}, {}, {}, ModelError, "yarn"),
         ({"rope_scaling": "linear"}, {}, {}, ModelError, "not an object"),
+        ({"quantization_config": {"quant_method": "awq"}}, {}, {}, ModelError, "already (awq)"),
         (
             {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}},
             {},

@@ -109,6 +109,7 @@ def check_model(model: Model, options: QnnOptions) -> None:
             why="its layers are not among those that are written as a graph",
             remedy=nearest(model.family, known),
         )
+    _check_floats(model)
     _check_rope(model)
     _check_context(model, options)
     _check_window(model, options)
@@ -124,6 +125,17 @@ def _check_experts(model: Model) -> None:
             f"{model.name} is a mixture of experts ({', '.join(experts) or model.family})",
             why="the NPU runs one fixed graph and cannot choose experts by token",
             remedy="take a dense model",
+        )
+
+
+def _check_floats(model: Model) -> None:
+    how = model.config.get("quantization_config")
+    if how:
+        method = how.get("quant_method", "") if isinstance(how, Mapping) else ""
+        raise ModelError(
+            f"{model.name}: its weights are quantised already" + (f" ({method})" if method else ""),
+            why="quantising them again would lose more",
+            remedy="give the model's float weights (float32, float16 or bfloat16)",
         )
 
 
