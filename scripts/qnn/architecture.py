@@ -135,6 +135,24 @@ def check_lengths(architecture: Architecture, context: int, prefill: int) -> Non
         )
 
 
+def check_ends(architecture: Architecture) -> None:
+    """BadInput where no answer could end, or begin: found on the phone it would be too late."""
+    if not architecture.eos:
+        raise BadInput(
+            "the model does not say which token ends an answer",
+            remedy="add eos_token_id to its generation_config.json",
+        )
+    begin = () if architecture.bos is None else (architecture.bos,)
+    for token in (*begin, *architecture.eos):
+        if not 0 <= token < architecture.vocab:
+            raise BadInput(
+                f"bos_token_id or eos_token_id is {token}, and the embedding has tokens 0 to "
+                f"{architecture.vocab - 1}",
+                remedy="take config.json and generation_config.json as the model's makers "
+                "published them",
+            )
+
+
 def check_tokenizer(model: Path, vocab: int) -> None:
     """BadInput if tokenizer.json can give a token that the embedding has no row for."""
     file = model / "tokenizer.json"

@@ -48,7 +48,8 @@ class Chat:
         except jinja2.TemplateError as error:
             raise BadInput(
                 f"the model's chat template fails: {error}".splitlines()[0],
-                remedy="take tokenizer_config.json as the model's makers published it",
+                remedy="take chat_template.jinja, or tokenizer_config.json where there is none, as "
+                "the model's makers published it",
             ) from error
         return said
 
@@ -116,7 +117,10 @@ def _source(model: Path, config: Mapping[str, Any]) -> str | None:
     """transformers' order: a file of its own first, then tokenizer_config.json."""
     file = model / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        try:
+            return file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise BadInput(f"{file.name} is not UTF-8", remedy="fetch the model again") from error
     for holder in (_json(model / "chat_template.json"), config):
         found = holder.get("chat_template")
         if isinstance(found, list):

@@ -79,7 +79,7 @@ def check_weights(arch: architecture.Architecture, weights: checkpoint.Checkpoin
         if name.startswith("model.layers.") and name not in wanted and "rotary_emb" not in name:
             lacking = f"which a {arch.family} layer does not have"
             if not name.startswith(inside):
-                lacking = f"but config.json tells of {arch.layers} layers"
+                lacking = f"but config.json has num_hidden_layers {arch.layers}"
             raise BadInput(
                 f"the weights hold {name}, {lacking}",
                 remedy="take config.json and the weights from one release of the model",

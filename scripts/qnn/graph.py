@@ -32,6 +32,7 @@ def run(stage: Stage) -> None:
     prefill = stage.param("prefill_length", int, PREFILL_LENGTH)
     arch = architecture.load(model)
     architecture.check_lengths(arch, context, prefill)
+    architecture.check_ends(arch)
     architecture.check_tokenizer(model, arch.vocab)
     weights = checkpoint.Checkpoint(model)
     decoder.check_weights(arch, weights)

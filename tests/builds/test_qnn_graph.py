@@ -205,7 +205,7 @@ class Refused(NamedTuple):
         Refused("llama", {"num_local_experts": 4}, {}, "mixture of experts"),
         Refused("llama", {"model_type": "qwen2"}, {}, "layers.0.self_attn.q_proj.bias"),
         Refused("qwen2", {"model_type": "llama"}, {}, "which a llama layer does not have"),
-        Refused("llama", {"num_hidden_layers": 2}, {}, "config.json tells of 2 layers"),
+        Refused("llama", {"num_hidden_layers": 2}, {}, "config.json has num_hidden_layers 2"),
         Refused("llama", {"num_hidden_layers": 4}, {}, "no tensor model.layers.3"),
         Refused("llama-tied", {"tie_word_embeddings": False}, {}, "no tensor lm_head.weight"),
         Refused("llama", {"num_key_value_heads": 1}, {}, "k_proj.weight has shape [32, 64]"),

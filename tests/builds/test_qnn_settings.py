@@ -121,6 +121,35 @@ def test_a_template_that_wants_turns_about_keeps_its_first_token(
     assert plain == ["<s>[INST] Hi? [/INST]"]
 
 
+BROKEN = """
+import sys
+from pathlib import Path
+sys.path[:0] = sys.argv[1:3]
+import chat, stagekit, json
+try:
+    chat.prompt(chat.load(Path(sys.argv[3])), "Hi?")
+except stagekit.BadInput as error:
+    print(json.dumps([str(error), error.remedy]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("content", "said", "remedy"),
+    [
+        (b"{% for x in %}", "chat template fails", "chat_template.jinja"),
+        (b"{{ raise_exception('no') }}", "chat template fails: no", "chat_template.jinja"),
+        (b"{{ messages[0].content }} \xff", "chat_template.jinja is not UTF-8", "again"),
+    ],
+)
+def test_a_template_that_is_broken_is_called_that(
+    qnn_python: Path, tmp_path: Path, content: bytes, said: str, remedy: str
+) -> None:
+    (tmp_path / "chat_template.jinja").write_bytes(content)
+    told = asked(qnn_python, tmp_path, BROKEN)
+    assert said in told[0]
+    assert remedy in told[1]
+
+
 def beside(place: Path) -> None:
     (place / "chat_template.jinja").write_text("file: {{ messages[0].content }}")
 

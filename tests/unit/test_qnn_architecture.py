@@ -246,3 +246,18 @@ def test_a_config_that_cannot_be_read_is_refused(
         (tmp_path / "config.json").write_text(content, encoding="utf-8")
     with pytest.raises(BadInput, match=what):
         architecture.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"eos_token_id": None}, "which token ends an answer"),
+        ({"eos_token_id": -1}, "eos_token_id is -1"),
+        ({"eos_token_id": [2, 10**6]}, "eos_token_id is 1000000"),
+        ({"bos_token_id": 10**6}, "bos_token_id or eos_token_id is 1000000"),
+    ],
+)
+def test_an_answer_that_could_not_end_is_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        architecture.check_ends(architecture.parse(config(**changes)))
+    architecture.check_ends(architecture.parse(config(bos_token_id=None)))
