@@ -128,6 +128,9 @@ def with_options(specs: Iterable[Spec]) -> Callable[[Callable[..., None]], Calla
             given = {name: kwargs.pop(name, None) for name in known}
             for name in [n for n, s in known.items() if s.type is bool]:
                 refused = kwargs.pop(f"no_{name}")
+                if given[name] and refused:
+                    with reporting(as_json=bool(kwargs.get("json"))):
+                        raise _both(name.replace("_", "-"))
                 given[name] = True if given[name] else False if refused else None
             body(*args, options={k: v for k, v in given.items() if v is not None}, **kwargs)
 
@@ -139,6 +142,10 @@ def with_options(specs: Iterable[Spec]) -> Callable[[Callable[..., None]], Calla
         return run
 
     return wrap
+
+
+def _both(flag: str) -> UsageError:
+    return UsageError(f"--{flag} and --no-{flag} contradict each other", remedy="give one of them")
 
 
 def _flags(spec: Spec) -> list[inspect.Parameter]:

@@ -71,6 +71,7 @@ def test_help_names_every_option_of_the_backends() -> None:
         (["build", "--backend", "mnn", "--preset=memory", "--preset", "default"], 2, "given twice"),
         (["build", "--backend", "mnn", "--backend=qnn"], 2, "--backend is given twice"),
         (["build", "--sym", "false", "--backend", "mnn"], 2, "--sym takes no value"),
+        (["build", "--sym", "--no-sym", "--backend", "mnn"], 2, "--sym and --no-sym contradict"),
         (["build", "--backend"], 2, "--backend needs a value"),
         (["build", "--backend", "mnn", "--quant-bit", "--sym"], 2, "--quant-bit needs a value"),
         (["build", "--backend", "mnn", "it's"], 2, "there is no command it's"),

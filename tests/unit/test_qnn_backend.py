@@ -207,6 +207,8 @@ def test_figures_below_the_floors_name_the_layers_that_lost_most(
 ) -> None:
     with pytest.raises(QualityError) as caught:
         BACKEND.judge(options(), findings(ratio, cosine))
+    floor = "lower min_cosine" if ratio <= 1.15 else "raise max_perplexity_ratio"
+    assert caught.value.remedy.endswith(f"or {floor}")
     assert "layer_7 (3 % of the loss)" in caught.value.why
     assert "the preset precision" in caught.value.remedy
     assert caught.value.exit_code == 13

@@ -89,7 +89,7 @@ class Qnn:
                 f"the quantised model's perplexity is {ratio:.3f} times the float model's, above "
                 f"{options.max_perplexity_ratio:g}",
                 why=_blame(figures["worst_layers"]),
-                remedy=remedies(options),
+                remedy=remedies(options, "raise max_perplexity_ratio"),
             )
         cosine = figures.get("cosine_mean")
         if cosine is not None and not cosine >= options.min_cosine:
@@ -98,7 +98,7 @@ class Qnn:
                 f"{options.min_cosine:g}, although the perplexity is {ratio:.3f} times",
                 why=f"the compiled graph does not compute what was quantised, or "
                 f"{_blame(figures['worst_layers'])}",
-                remedy=remedies(options),
+                remedy=remedies(options, "lower min_cosine"),
             )
 
     def contents(

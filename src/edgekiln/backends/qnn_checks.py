@@ -259,8 +259,8 @@ def largest_token(file: Path) -> int | None:
     return max((int(i) for i in ([last[1]] if last else []) + ids), default=None)
 
 
-def remedies(options: QnnOptions) -> str:
-    """What may bring the perplexity down, of what is not in use yet."""
+def remedies(options: QnnOptions, floor: str) -> str:
+    """What may make the model better, of what is not in use yet; or how the floor gives way."""
     found = []
     if options.weight_bits == 4:
         if options.weight_block == 0 and (options.quantizer, options.compiler) == _OWN:
@@ -271,7 +271,7 @@ def remedies(options: QnnOptions) -> str:
     elif not (options.gptq and options.rotate):
         found.append("--gptq and --rotate")
     found.append("a calibration text that is closer to what the model will read")
-    return f"try {', or '.join(found)}; or raise max_perplexity_ratio"
+    return f"try {', or '.join(found)}; or {floor}"
 
 
 def worst_layers(quality: Mapping[str, Any], count: int = 5) -> list[dict[str, Any]]:
