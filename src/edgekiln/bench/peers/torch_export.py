@@ -41,11 +41,15 @@ def export(place: Path, to: Path, tokens: int, context: int) -> None:
     class Static(torch.nn.Module):  # type: ignore[misc]
         """The model with tensors only, in and out."""
 
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
         def forward(self, ids: Any, mask: Any, positions: Any, *cache: Any) -> Any:
             kept = DynamicCache()
             for layer in range(layers):
                 kept.update(cache[2 * layer], cache[2 * layer + 1], layer)
-            out = model(
+            out = self.model(
                 input_ids=ids,
                 attention_mask=mask,
                 position_ids=positions,
