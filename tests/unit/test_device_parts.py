@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from edgekiln.backends import qnn_phone
-from edgekiln.backends.qnn_socs import find_soc
 from edgekiln.build import open_store
 from edgekiln.device.payload import Payload, read_manifest, read_payload
 from edgekiln.device.programs import libraries, missing, parts
 from edgekiln.errors import UsageError
 from tests.unit.kit import write_json
+from tests.unit.test_mnn_options import model
+from tests.unit.test_qnn_options import options
 
 AARCH64, HEXAGON, X86_64 = 183, 164, 62
 
@@ -89,7 +90,11 @@ def test_what_is_missing_has_its_source(tmp_path: Path) -> None:
 @pytest.mark.parametrize("said", ["sm8750", "8 Elite", "69", "SM8750"])
 def test_a_bundle_lies_where_its_readme_says(tmp_path: Path, said: str) -> None:
     place = payload(tmp_path, soc=said).place
-    assert place == qnn_phone.place("tiny", f"qnn-{find_soc(said).soc}")
+    compiled = {"qnn_build": "v2.51.0.260929181845"}
+    given = options(soc=said)
+    words = qnn_phone.readme(model(name="tiny"), given, compiled, with_libraries=True)
+    assert place == "/data/local/tmp/edgekiln/tiny-qnn-sm8750"
+    assert f"adb shell sh {place}/run.sh" in words
 
 
 @pytest.mark.parametrize(
@@ -98,6 +103,8 @@ def test_a_bundle_lies_where_its_readme_says(tmp_path: Path, said: str) -> None:
         (None, "no bundle of edgekiln's"),
         ("{", "no bundle of edgekiln's"),
         ({"files": {}}, "no bundle of edgekiln's"),
+        ({"files": {}, "model": {"name": "x"}}, "no bundle of edgekiln's"),
+        ({"files": {"a": 1}, "model": {"name": "x"}, "backend": "mnn"}, "no bundle of edgekiln's"),
         ({"edgekiln": "0", "unfinished": True}, "not finished"),
         ({"files": {}, "model": {"name": "x"}, "backend": "mlc"}, "no way is known"),
     ],

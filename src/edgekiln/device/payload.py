@@ -84,8 +84,10 @@ def read_manifest(bundle: Path) -> Mapping[str, Any]:
                 why="the build that wrote it was stopped",
                 remedy="repeat the build",
             )
-        if not isinstance(manifest["files"], dict) or not manifest["model"]["name"]:
-            raise KeyError("files")
+        told = [manifest["model"]["name"], manifest["backend"]]
+        told += [file["sha256"] for file in manifest["files"].values()]
+        if not all(isinstance(word, str) and word for word in told):
+            raise ValueError
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             f"{bundle} is no bundle of edgekiln's",
