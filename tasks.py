@@ -68,6 +68,9 @@ def build(
 ) -> None:
     """Build a bundle for the phone out of a model.
 
+    [mnn …] and [qnn …] below say whose an option is; docs/mnn-options.md and docs/qnn-options.md
+    list each backend's own.
+
     Examples:
       kiln build --backend mnn
       kiln build --backend mnn --model ~/models/Qwen3-1.7B --preset memory

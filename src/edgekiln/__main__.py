@@ -48,12 +48,15 @@ def translate(arguments: Sequence[str]) -> list[str]:
         return ["--list"]
     if words[0] in _HELP:
         meant = translate(words[1:])
-        return meant if meant[0] == "--list" else [*meant, "--help"]
+        return meant if meant[0] == "--list" else ["--help", *meant]
     if words[0] in _GROUPS:
         if len(words) == 1 or words[1] in _HELP:
             return ["--list", words[0]]
         if not words[1].startswith("-"):
             words = [f"{words[0]}.{words[1]}", *words[2:]]
+    # After a command with a positional argument, Invoke takes --help for that argument.
+    if len(words) > 1 and words[1] in _HELP[1:]:
+        return ["--help", words[0]]
     if words[0] in _OPTIONAL and len(words) > 1 and not words[1].startswith("-"):
         words.insert(1, _OPTIONAL[words[0]])
     return words

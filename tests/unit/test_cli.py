@@ -32,8 +32,10 @@ def kiln(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
         (["help"], ["--list"]),
         (["images"], ["--list", "images"]),
         (["images", "build", "mnn"], ["images.build", "mnn"]),
-        (["help", "build"], ["build", "--help"]),
-        (["help", "store", "gc"], ["store.gc", "--help"]),
+        (["help", "build"], ["--help", "build"]),
+        (["help", "store", "gc"], ["--help", "store.gc"]),
+        (["bundle", "lint", "--help"], ["--help", "bundle.lint"]),
+        (["inspect", "-h"], ["--help", "inspect"]),
         (["build", "--backend", "mnn"], ["build", "--backend", "mnn"]),
         (["images", "--help"], ["--list", "images"]),
         (["help", "images"], ["--list", "images"]),
@@ -44,6 +46,16 @@ def kiln(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
 )
 def test_spaces_stand_for_dots(words: list[str], meant: list[str]) -> None:
     assert translate(words) == meant
+
+
+@pytest.mark.parametrize(
+    "words", [["help", "inspect"], ["bundle", "lint", "--help"], ["help", "device", "run"]]
+)
+def test_a_command_that_needs_an_argument_has_help_without_it(words: list[str]) -> None:
+    done = kiln(*words)
+    assert done.returncode == 0, done.stderr
+    assert "Usage: kiln" in done.stdout
+    assert "Options:" in done.stdout
 
 
 def test_help_names_every_option_of_the_backends() -> None:
