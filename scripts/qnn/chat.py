@@ -45,7 +45,8 @@ class Chat:
             said: str = _compiled(self.source).render(
                 messages=list(messages), add_generation_prompt=ask, **self.special
             )
-        except jinja2.TemplateError as error:
+        # A template is a program: it fails in Python's ways as well as in jinja's own.
+        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise BadInput(
                 f"the model's chat template fails: {error}".splitlines()[0],
                 remedy="take chat_template.jinja, or tokenizer_config.json where there is none, as "
@@ -124,7 +125,8 @@ def _source(model: Path, config: Mapping[str, Any]) -> str | None:
     for holder in (_json(model / "chat_template.json"), config):
         found = holder.get("chat_template")
         if isinstance(found, list):
-            named = {entry["name"]: entry["template"] for entry in found}
+            entries = [entry for entry in found if isinstance(entry, Mapping)]
+            named = {entry.get("name"): entry.get("template") for entry in entries}
             found = named.get("default")
         if isinstance(found, str) and found:
             return found

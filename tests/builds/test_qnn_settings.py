@@ -138,6 +138,7 @@ except stagekit.BadInput as error:
     [
         (b"{% for x in %}", "chat template fails", "chat_template.jinja"),
         (b"{{ raise_exception('no') }}", "chat template fails: no", "chat_template.jinja"),
+        (b"{{ 1 + 'no' }}", "chat template fails: unsupported operand", "chat_template.jinja"),
         (b"{{ messages[0].content }} \xff", "chat_template.jinja is not UTF-8", "again"),
     ],
 )
