@@ -42,7 +42,7 @@ def digest_file(path: Path, told: Callable[[int], None] = lambda _: None) -> str
                 sha.update(buffer[:count])
                 told(count)
     except OSError as error:
-        raise AccessError(f"cannot read {path}", why=error.strerror or str(error)) from error
+        raise _cannot_read(path, error) from error
     return sha.hexdigest()
 
 
@@ -72,14 +72,22 @@ def walk(root: Path) -> Iterator[FileEntry]:
 
 
 def _unreadable(error: OSError) -> None:
-    raise AccessError(f"cannot read {error.filename}", why=error.strerror or str(error))
+    raise _cannot_read(error.filename, error)
+
+
+def _cannot_read(path: Path | str, error: OSError) -> AccessError:
+    return AccessError(
+        f"cannot read {path}",
+        why=error.strerror or str(error),
+        remedy="see that your user may read it",
+    )
 
 
 def _entry(relative: str, path: Path) -> FileEntry:
     try:
         stat = path.stat()
     except OSError as error:
-        raise AccessError(f"cannot read {path}", why=error.strerror or str(error)) from error
+        raise _cannot_read(path, error) from error
     stamp = f"{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}:{stat.st_ino}"
     return FileEntry(relative, path, stat.st_size, stamp)
 

@@ -154,7 +154,10 @@ def _read(file: Path) -> Recipe:
         if not isinstance(value, str) or not value.strip():
             raise UsageError(f"{where}: {key} is {value!r}", remedy="give text")
     if not isinstance(options, dict) or not all(isinstance(k, str) for k in options):
-        raise UsageError(f"{where}: options is not a list of names and values")
+        raise UsageError(
+            f"{where}: options is not a list of names and values",
+            remedy="below options: write a line name: value for each",
+        )
     return Recipe(**found, options=options, where=f"{where}: options")
 
 
@@ -166,9 +169,12 @@ def _yaml(file: Path) -> dict[str, Any]:
         found = yaml.load(file.read_text(encoding="utf-8"), Loader=loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         why = " ".join(str(error).split())
-        raise UsageError(f"{file} is not YAML", why=why[:200]) from error
+        remedy = "mend it; docs/recipes.md shows one"
+        raise UsageError(f"{file} is not YAML", why=why[:200], remedy=remedy) from error
     except OSError as error:
-        raise UsageError(f"cannot read {file}", why=error.strerror or str(error)) from error
+        why = error.strerror or str(error)
+        remedy = "see that your user may read it"
+        raise UsageError(f"cannot read {file}", why=why, remedy=remedy) from error
     if not isinstance(found, dict):
         raise UsageError(f"{file} is not a recipe", remedy=f"give the keys {', '.join(_KEYS)}")
     return found

@@ -197,7 +197,11 @@ def disk_error(error: OSError, place: Path) -> DiskError | AccessError:
             why=error.strerror or str(error),
             remedy="free some space (`kiln store gc` shows what can go), then run this again",
         )
-    return AccessError(f"cannot write {place}", why=error.strerror or str(error))
+    return AccessError(
+        f"cannot write {place}",
+        why=error.strerror or str(error),
+        remedy="see that your user may write there, or give another place",
+    )
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 
 from edgekiln import errors
@@ -32,3 +33,21 @@ def test_three_lines() -> None:
 def test_the_nearest_name() -> None:
     assert nearest("quant_bits", ["quant_bit", "hqq"]) == "did you mean quant_bit?"
     assert nearest("zzz", ["b", "a"]) == "one of: a, b"
+
+
+# What a user can cause by what is given; pipeline.py's are mistakes of a backend.
+_USERS = {"AccessError", "ModelError", "UsageError"}
+_FILES = [p for p in (project() / "src").rglob("*.py") if p.name != "pipeline.py"]
+
+
+def _without_remedy(text: str) -> list[int]:
+    """The lines of the calls of the users' errors that say nothing of what to do."""
+    calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    made = [c for c in calls if isinstance(c.func, ast.Name) and c.func.id in _USERS]
+    return [c.lineno for c in made if "remedy" not in {k.arg for k in c.keywords}]
+
+
+def test_what_a_user_can_cause_comes_with_what_to_do() -> None:
+    assert _without_remedy('raise UsageError("no", why="so")') == [1]
+    found = {str(p): _without_remedy(p.read_text(encoding="utf-8")) for p in _FILES}
+    assert not {name: lines for name, lines in found.items() if lines}

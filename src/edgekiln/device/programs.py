@@ -83,7 +83,9 @@ def genie_config(payload: Payload) -> Mapping[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read", why=str(error)) from error
+        raise UsageError(
+            f"{path} cannot be read", why=str(error), remedy="build the bundle again"
+        ) from error
     found: Mapping[str, Any] = config
     return found
 

@@ -64,7 +64,11 @@ def ask(payload: Payload, *, prompt: str, prompt_file: Path | None) -> Asked:
         try:
             text = prompt_file.read_bytes().decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{prompt_file} cannot be read as text", why=str(error)) from error
+            raise UsageError(
+                f"{prompt_file} cannot be read as text",
+                why=str(error),
+                remedy="give a UTF-8 text file",
+            ) from error
         if not text.strip():
             raise UsageError(f"{prompt_file} is empty", remedy="write a prompt into it")
         return Asked(said=text, text=text)

@@ -27,7 +27,9 @@ def readable(path: Path) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise AccessError(
-            f"cannot read {error.filename or path}", why=error.strerror or str(error)
+            f"cannot read {error.filename or path}",
+            why=error.strerror or str(error),
+            remedy="see that your user may read it",
         ) from error
 
 
@@ -64,7 +66,11 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path} is not valid JSON", why=str(error), remedy="get that file again"
         ) from error
     if not isinstance(value, dict):
-        raise ModelError(f"{path} is not a JSON mapping", why=f"found {type(value).__name__}")
+        raise ModelError(
+            f"{path} is not a JSON mapping",
+            why=f"found {type(value).__name__}",
+            remedy="get that file again",
+        )
     return value
 
 

@@ -70,7 +70,7 @@ def read_sharded(index: Path) -> dict[str, Tensor]:
     """The tensors of all files an index names, each in the file the index says."""
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places:
-        raise ModelError(f"{index} is damaged", why="it has no weight_map")
+        raise ModelError(f"{index} is damaged", why="it has no weight_map", remedy="get it again")
     files = {str(name): index.parent / str(name) for name in places.values()}
     _check_shards(index, files)
     found = {name: read_whole(path) for name, path in sorted(files.items())}
@@ -88,7 +88,11 @@ def _check_shards(index: Path, files: Mapping[str, Path]) -> None:
     """Every file an index names must be there; a name may not lead out of the folder."""
     strays = [name for name in files if Path(name).name != name]
     if strays:
-        raise ModelError(f"{index} is damaged", why=f"it names a file outside: {strays[0]}")
+        raise ModelError(
+            f"{index} is damaged",
+            why=f"it names a file outside: {strays[0]}",
+            remedy="get the model from its makers",
+        )
     with readable(index):
         missing = sorted(name for name, path in files.items() if not path.exists())
     if missing:

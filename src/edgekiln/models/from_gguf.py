@@ -51,6 +51,7 @@ PRE_TOKENIZERS: Mapping[str, Any] = {
     },
 }
 CONTROL = 3  # llama.cpp's token type for <|im_start|> and its like
+_REMEDY = "take the model's original repository, with safetensors"
 
 
 def convert(source: Path, target: Path, progress: Progress) -> None:
@@ -88,14 +89,16 @@ class Fields:
         """The value of `key`, which has to be there."""
         value = self.get(key)
         if value is None:
-            raise ModelError(f"the GGUF has no {key}")
+            raise ModelError(f"the GGUF has no {key}", remedy=_REMEDY)
         return value
 
     def must(self, key: str, value: str) -> None:
         """Refuse a file whose `key` is anything but `value`."""
         found = self.need(key)
         if found != value:
-            raise ModelError(f"cannot convert this GGUF: {key} is {found}, not {value}")
+            raise ModelError(
+                f"cannot convert this GGUF: {key} is {found}, not {value}", remedy=_REMEDY
+            )
 
     def tokens(self) -> dict[str, str]:
         """The special tokens by the role they play."""
@@ -147,7 +150,9 @@ def tokenizer(fields: Fields) -> dict[str, Any]:
     """tokenizer.json of a byte-level BPE, as the tokenizers library reads it."""
     pre = fields.need("tokenizer.ggml.pre")
     if pre not in PRE_TOKENIZERS:
-        raise ModelError(f"cannot convert this GGUF: tokenizer.ggml.pre {pre} is not known")
+        raise ModelError(
+            f"cannot convert this GGUF: tokenizer.ggml.pre {pre} is not known", remedy=_REMEDY
+        )
     pieces = fields.need("tokenizer.ggml.tokens")
     return {
         "version": "1.0",
@@ -239,7 +244,7 @@ def _name(name: str) -> str:
         return TOP[name]
     layer = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
     if layer is None or layer[2] not in LAYER:
-        raise ModelError(f"cannot convert this GGUF: it has a tensor {name}")
+        raise ModelError(f"cannot convert this GGUF: it has a tensor {name}", remedy=_REMEDY)
     return f"model.layers.{layer[1]}.{LAYER[layer[2]]}.weight"
 
 
