@@ -19,6 +19,7 @@ TYPE = "GENIE_PROFILE"
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0}
 _RATES = ("toks/sec", "tokens/sec", "toks/s")
 _AGAIN = "profile again: kiln device profile --bundle DIR"
+_OTHER = "take another release of the runtime; this one writes its profile in another way"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +126,9 @@ def _seconds(event: Mapping[str, Any], name: str, where: str) -> float | None:
     if found is None:
         return None
     if found[1] not in _SECONDS:
-        raise ArtifactError(f"{where}: {name} is in {found[1]!r}", why="that is no unit of time")
+        raise ArtifactError(
+            f"{where}: {name} is in {found[1]!r}", why="that is no unit of time", remedy=_OTHER
+        )
     return found[0] * _SECONDS[found[1]]
 
 
@@ -134,5 +137,7 @@ def _rate(event: Mapping[str, Any], name: str, where: str) -> float | None:
     if found is None:
         return None
     if found[1] not in _RATES:
-        raise ArtifactError(f"{where}: {name} is in {found[1]!r}", why="that is no rate")
+        raise ArtifactError(
+            f"{where}: {name} is in {found[1]!r}", why="that is no rate", remedy=_OTHER
+        )
     return found[0]

@@ -190,7 +190,12 @@ class Phone:
         """The output of a command that has to work; `what` it was for goes into the error."""
         done = self.shell(command, timeout=timeout)
         if done.returncode:
-            raise DeviceError(f"{self.serial}: {what} failed", why=last_words(done))
+            raise DeviceError(
+                f"{self.serial}: {what} failed",
+                why=last_words(done),
+                remedy="look at the phone; a folder under /data/local/tmp may be written to, others "
+                "often may not",
+            )
         return done.stdout
 
     def properties(self, *names: str) -> dict[str, str]:
@@ -287,6 +292,7 @@ class Phone:
             raise DeviceError(
                 f"{source} could not be copied from {self.serial}",
                 why=last_words(done) if done.stderr.strip() else done.stdout.strip(),
+                remedy="look at the phone and its cable, then try again",
             )
 
     def follow(

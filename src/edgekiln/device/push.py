@@ -244,11 +244,17 @@ def _refuse_full(
 
 def free_space(phone: Phone, place: str) -> int:
     """Bytes free where `place` lies, as df(1) of POSIX and of toybox tells it."""
-    lines = phone.must(f"df -kP {quote(place)} || df -k {quote(place)}", "df").splitlines()
-    for word, after in zip(lines[-1].split(), lines[-1].split()[1:], strict=False):
+    command = f"df -kP {quote(place)} || df -k {quote(place)}"
+    said = phone.must(command, "asking for its space").strip().splitlines() or [""]
+    words = said[-1].split()
+    for word, after in zip(words, words[1:], strict=False):
         if after.endswith("%") and word.isdigit():
             return int(word) * 1024
-    raise DeviceError("the phone's df cannot be understood", why=lines[-1][:200])
+    raise DeviceError(
+        "how much space the phone has cannot be understood",
+        why=f"its df says: {said[-1][:200]}",
+        remedy="copy the bundle with adb push by hand",
+    )
 
 
 def _remove(phone: Phone, place: str, names: Iterable[str]) -> None:
