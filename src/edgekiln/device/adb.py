@@ -193,8 +193,8 @@ class Phone:
             raise DeviceError(
                 f"{self.serial}: {what} failed",
                 why=last_words(done),
-                remedy="look at the phone; a folder under /data/local/tmp may be written to, others "
-                "often may not",
+                remedy="look at the phone; folders under /data/local/tmp may be written to, others "
+                "often not",
             )
         return done.stdout
 

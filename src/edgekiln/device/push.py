@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -247,7 +248,7 @@ def free_space(phone: Phone, place: str) -> int:
     command = f"df -kP {quote(place)} || df -k {quote(place)}"
     said = phone.must(command, "asking for its space").strip().splitlines() or [""]
     words = said[-1].split()
-    for word, after in zip(words, words[1:], strict=False):
+    for word, after in pairwise(words):
         if after.endswith("%") and word.isdigit():
             return int(word) * 1024
     raise DeviceError(
