@@ -34,6 +34,10 @@ _FALLBACK = "fallback to CPU EP"
 _NAMED = 6
 
 
+class CompilerFailed(Exception):  # noqa: N818 - it says what happened
+    """The compiler crashed, was killed or gave up: no fault of what it was given."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Compiled:
     """One finished binary, and what it took."""
@@ -51,7 +55,8 @@ def compile_binary(
 
     Each model file is an ONNX graph with integer edges; its external weights lie in the folder
     `data`.
-    Raises BadInput with the compiler's words, naming the nodes that Hexagon cannot run.
+    Raises BadInput naming the nodes that Hexagon cannot run, CompilerFailed with the compiler's
+    words for everything else.
     """
     request = {
         "models": [str(model) for model in models],
@@ -86,12 +91,12 @@ def options(chip: Chip, optimization: int) -> dict[str, str]:
 
 def _refusal(
     models: Sequence[Path], chip: Chip, request: Mapping[str, Any], crash: childwork.Crashed
-) -> BadInput:
+) -> BadInput | CompilerFailed:
     """Why a compilation failed: the nodes that would run on the CPU, else the compiler's words."""
     if "SIGKILL" in crash.how:
-        return BadInput(
-            f"the compiler for {chip.soc} was killed, as happens where memory runs out",
-            remedy="it needs about ten times a split's weights; ask for more --splits",
+        return CompilerFailed(
+            f"the compiler for {chip.soc} was killed, as happens where memory runs out: it needs "
+            "about ten times a split's weights; more --splits take less"
         )
     strays: list[str] = []
     for model in models if _FALLBACK in str(crash) else ():
@@ -106,10 +111,7 @@ def _refusal(
             f"the Hexagon compiler leaves {len(strays)} nodes to the processor: {listed}",
             remedy="the graph must run on Hexagon as a whole; change those nodes or their types",
         )
-    return BadInput(
-        f"the compiler for {chip.soc} failed: {crash}",
-        remedy="its log says more; more --splits or another quantisation may help",
-    )
+    return CompilerFailed(f"the compiler for {chip.soc}: {crash}")
 
 
 def _compile_here(request: Mapping[str, Any], _: childwork.Told) -> dict[str, Any]:

@@ -6,8 +6,10 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -284,6 +286,30 @@ def test_a_node_that_hexagon_has_not_is_named(tiny: Tiny, stages: Stages, tmp_pa
 def test_no_chip_no_binary(tiny: Tiny, stages: Stages, changed: dict[str, Any]) -> None:
     ran = tiny.compile(stages, **{**ELITE, **changed})
     assert ran.code == 64 and ran.error
+
+
+def test_a_killed_compiler_is_no_fault_of_its_input(tiny: Tiny, stages: Stages) -> None:
+    with ThreadPoolExecutor() as pool:
+        ran = pool.submit(tiny.compile, stages, **ELITE)
+        os.kill(compiler_of(stages), signal.SIGKILL)
+    assert ran.result().code == 1
+    assert ran.result().error.startswith("CompilerFailed: the compiler for sm8750 was killed")
+
+
+def compiler_of(stages: Stages) -> int:
+    """The process id of the compiler that works for these stages, once it is there."""
+    ours = str(stages.place).encode()
+    given_up = time.monotonic() + 60
+    while time.monotonic() < given_up:
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                command = (process / "cmdline").read_bytes()
+                if b"qnn/htp.py" in command and ours in (process / "environ").read_bytes():
+                    return int(process.name)
+            except OSError:  # it has ended
+                continue
+        time.sleep(0.01)
+    raise AssertionError("no compiler was started")
 
 
 @pytest.mark.parametrize(
