@@ -1,8 +1,8 @@
 """How much memory and disk the stages take, in bytes, estimated from the model's sizes.
 
-The factors were measured on SmolLM2-135M and rounded up; graph on the shape of Llama-3.2-1B too.
-Peak resident memory there, measured and by these formulas: graph 98 and 142 MB (0.2 and 0.3 GB),
-quantize 1.6 GB (1.7), compile 2.5 GB (2.5), proof 0.9 GB (1.6).
+The factors were measured on SmolLM2-135M and on the shape of Llama-3.2-1B, and rounded up. Peak
+resident memory there, measured and by these formulas: graph 98 and 142 MB (0.2 and 0.3 GB),
+quantize 1.6 and 5.7 GB (1.7 and 10.6), compile 2.5 and 6.7 GB (2.5 and 8.2), proof 0.9 GB (1.6).
 """
 
 from __future__ import annotations
