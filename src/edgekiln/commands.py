@@ -19,6 +19,7 @@ from edgekiln.report import Reporter, Task, make_reporter, table
 if TYPE_CHECKING:
     from edgekiln.device.adb import Phone
     from edgekiln.device.payload import Payload
+    from edgekiln.device.run import Asked
     from edgekiln.engine import Engine
 
 # Programs that tests call, and the packages of Debian and Ubuntu that hold them.
@@ -365,11 +366,8 @@ def device_run(
     """Ask a model on a phone."""
     from edgekiln.device import run as runs
 
-    phone, payload, place = _phone_and_bundle(reporter, bundle, serial, to)
-    asked = runs.ask(payload, prompt=prompt, prompt_file=prompt_file)
-    runs.check_pushed(phone, payload, place)
-    reporter.started("run", f"on {phone.serial}")
-    task = Task(reporter, "run", "characters")
+    on = phone, payload, place = _phone_and_bundle(reporter, bundle, serial, to)
+    asked, task = _asked(reporter, "run", on, prompt=prompt, prompt_file=prompt_file)
     answer = runs.run(phone, payload, asked, task, place=place, timeout=timeout)
     reporter.ended("run", "done", {"seconds": answer.seconds})
     value = {"prompt": asked.said, "answer": answer.text, "how": answer.how}
@@ -389,13 +387,10 @@ def device_profile(
     timeout: float,
 ) -> None:
     """Measure a model on a phone."""
-    from edgekiln.device import profile, run
+    from edgekiln.device import profile
 
-    phone, payload, place = _phone_and_bundle(reporter, bundle, serial, to)
-    asked = run.ask(payload, prompt=prompt, prompt_file=prompt_file)
-    run.check_pushed(phone, payload, place)
-    reporter.started("profile", f"on {phone.serial}")
-    task = Task(reporter, "profile", "characters")
+    on = phone, payload, place = _phone_and_bundle(reporter, bundle, serial, to)
+    asked, task = _asked(reporter, "profile", on, prompt=prompt, prompt_file=prompt_file)
     found = profile.profile(phone, payload, asked, task, place=place, timeout=timeout)
     reporter.ended("profile", "done", {"seconds": found.answer.seconds})
     value = {"prompt": asked.said, "answer": found.answer.text, "how": found.answer.how}
@@ -403,6 +398,24 @@ def device_profile(
     reporter.result("figures", dict(found.figures), "\n" + "\n".join(found.lines))
     reporter.result("compared", found.compared, "")
     reporter.result("profile", str(found.path), f"\nprofile: {found.path}")
+
+
+def _asked(
+    reporter: Reporter,
+    name: str,
+    on: tuple[Phone, Payload, str],
+    *,
+    prompt: str,
+    prompt_file: Path | None,
+) -> tuple[Asked, Task]:
+    """The question as it goes to a bundle that is on the phone, and the task that asks it."""
+    from edgekiln.device import run
+
+    phone, payload, place = on
+    asked = run.ask(payload, prompt=prompt, prompt_file=prompt_file)
+    run.check_pushed(phone, payload, place)
+    reporter.started(name, f"on {phone.serial}")
+    return asked, Task(reporter, name, "characters")
 
 
 def _phone_and_bundle(

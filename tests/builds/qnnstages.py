@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from edgekiln.home import project
+from tests.builds.tinyllm import MAKE_MODEL
 
 SCRIPTS = project() / "scripts"
 TEXTS = SCRIPTS / "qnn" / "data"
@@ -84,6 +85,16 @@ class Stages:
         ran = self.run(python, program, inputs, {}, **params)
         assert ran.code == 0, ran.error + ran.log[-3000:]
         return ran.out
+
+
+def tiny_graph(
+    stages: Stages, family: str, mnn_python: Path, qnn_python: Path, **lengths: int
+) -> tuple[Path, Path]:
+    """A tiny model of a family, made in the stages' folder, and its decoder graph."""
+    model = stages.place / family
+    command = [str(mnn_python), "-c", MAKE_MODEL, family, str(model)]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ)
+    return model, stages.done(qnn_python, "graph", {"model": model}, **lengths) / "graph"
 
 
 def ready_python(name: str) -> Path:

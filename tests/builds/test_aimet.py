@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.builds.qnnstages import TEXTS, Stages, ready_python
-from tests.builds.tinyllm import MAKE_MODEL
+from tests.builds.qnnstages import TEXTS, Stages, ready_python, tiny_graph
 
 pytestmark = pytest.mark.slow
 
@@ -29,14 +28,10 @@ def graphs(
     mnn_python: Path, qnn_python: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, dict[str, Path]]:
     """A tiny model of each family and its decoder graph: the inputs all flows share."""
-    place = tmp_path_factory.mktemp("aimet")
-    stages = Stages(place=place)
+    stages = Stages(place=tmp_path_factory.mktemp("aimet"))
     found = {}
     for family in FAMILIES:
-        model = place / family
-        command = [str(mnn_python), "-c", MAKE_MODEL, family, str(model)]
-        subprocess.run(command, check=True, capture_output=True, env=os.environ)
-        graph = stages.done(qnn_python, "graph", {"model": model}, **LENGTHS) / "graph"
+        model, graph = tiny_graph(stages, family, mnn_python, qnn_python, **LENGTHS)
         found[family] = {"model": model, "graph": graph, "texts": TEXTS}
     return found
 

@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.builds.qnnstages import TEXTS, Ran, Stages
-from tests.builds.tinyllm import MAKE_MODEL
+from tests.builds.qnnstages import TEXTS, Ran, Stages, tiny_graph
 from tests.unit import qairt_standin as standin
 
 pytestmark = pytest.mark.slow
@@ -75,14 +74,10 @@ def quantised(
     mnn_python: Path, qnn_python: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, dict[str, Path]]:
     """Each family's graph and quantised model."""
-    place = tmp_path_factory.mktemp("qairt")
-    stages = Stages(place=place)
+    stages = Stages(place=tmp_path_factory.mktemp("qairt"))
     found = {}
     for family in FAMILIES:
-        model = place / family
-        command = [str(mnn_python), "-c", MAKE_MODEL, family, str(model)]
-        subprocess.run(command, check=True, capture_output=True, env=os.environ)
-        graph = stages.done(qnn_python, "graph", {"model": model}, **LENGTHS) / "graph"
+        model, graph = tiny_graph(stages, family, mnn_python, qnn_python, **LENGTHS)
         inputs = {"graph": graph, "model": model, "texts": TEXTS}
         made = stages.done(qnn_python, "quantize", inputs, calibration_tokens=64)
         found[family] = {"graph": graph, "quantized": made / "quantized"}
