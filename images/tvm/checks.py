@@ -1,0 +1,127 @@
+"""What the tvm toolchain is for: Relax modules compiled for phones here, and run on this CPU."""
+
+from __future__ import annotations
+
+import struct
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+# What mlc_llm compiles for phones: kernels in OpenCL, everything else for Android's CPU.
+PHONE = {
+    "kind": "opencl",
+    "host": {"kind": "llvm", "mtriple": "aarch64-linux-android"},
+}
+# Of more than seven characters: TVM 0.26 takes shorter texts for no object and fails on them.
+PREFIX = "edgekiln_verify_"
+# e_machine of AArch64, and e_type of an object file to be linked (ELF's own header).
+_AARCH64, _RELOCATABLE = 183, 1
+
+
+def torch_cpu(lock: dict[str, Any]) -> str:
+    """torch computes, on the CPU, and has no CUDA inside."""
+    import torch
+
+    assert torch.version.cuda is None, f"torch is for CUDA {torch.version.cuda}"
+    assert torch.ones(64, 64).matmul(torch.ones(64, 64)).sum().item() == 64.0**3
+    return f"torch {torch.__version__} computes on the CPU"
+
+
+def code_generators(lock: dict[str, Any]) -> str:
+    """TVM can generate code for what model libraries are made for."""
+    import tvm
+
+    wanted = ("opencl", "webgpu", "metal", "cuda", "llvm")
+    missing = [name for name in wanted if not _generates(name)]
+    assert not missing, f"TVM {tvm.__version__} generates no {', '.join(missing)}"
+    return f"TVM {tvm.__version__} generates {', '.join(wanted)}"
+
+
+def _generates(kind: str) -> bool:
+    import tvm
+
+    return tvm.get_global_func(f"target.build.{kind}", allow_missing=True) is not None
+
+
+def phone(lock: dict[str, Any]) -> str:
+    """A Relax module becomes a .tar of objects for Android, with its OpenCL kernels inside."""
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder, "library.tar")
+        _export(library)
+        members = dict(_members(library))
+    assert members, "the library has no members"
+    for name, data in members.items():
+        assert data[:4] == b"\x7fELF", f"{name} is no ELF file"
+        kind, machine = struct.unpack_from("<HH", data, 16)
+        assert (kind, machine) == (_RELOCATABLE, _AARCH64), f"{name}: type {kind}, CPU {machine}"
+    whole = b"".join(members.values())
+    symbol = f"{PREFIX}__tvm_ffi__library_bin".encode()
+    assert symbol in whole, f"no object has the symbol {symbol.decode()}"
+    assert b"__kernel void" in whole, "no object holds an OpenCL kernel"
+    return f"a Relax module compiles for Android: {len(members)} AArch64 objects, OpenCL inside"
+
+
+def host(lock: dict[str, Any]) -> str:
+    """The same module, linked into a shared library, computes here what numpy computes."""
+    import numpy as np
+    import tvm
+    from tvm import relax
+
+    given, weight = _values()
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder, "library.so")
+        relax.build(_module(), target=tvm.target.Target("llvm")).export_library(str(library))
+        machine = relax.VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
+        found = machine["main"](*(tvm.runtime.tensor(value) for value in (given, weight))).numpy()
+    error = float(np.abs(found - np.maximum(given @ weight, 0)).max())
+    assert error < 1e-4, f"TVM computes something else: {error}"
+    return f"TVM links for this machine and computes the same (largest difference {error:.1e})"
+
+
+def _values() -> tuple[Any, Any]:
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    given, weight = (random.standard_normal(shape) for shape in ((4, 16), (16, 8)))
+    return given.astype(np.float32), weight.astype(np.float32)
+
+
+def _module() -> Any:
+    """relu(x · w) in Relax."""
+    from tvm import relax
+
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((4, 16), "float32"))
+    w = relax.Var("w", relax.TensorType((16, 8), "float32"))
+    with builder.function("main", [x, w]):
+        with builder.dataflow():
+            y = builder.emit_output(relax.op.nn.relu(relax.op.matmul(x, w)))
+        builder.emit_func_output(y)
+    return builder.get()
+
+
+def _export(library: Path) -> None:
+    """Compile the module for a phone, as mlc_llm does it."""
+    import tvm
+    from tvm import relax
+    from tvm.s_tir import dlight
+    from tvm.support.tar import tar
+
+    target = tvm.target.Target(PHONE)
+    module = _module().with_attr("system_lib_prefix", PREFIX)
+    with target:
+        module = relax.get_pipeline("zero")(module)
+        module = dlight.ApplyDefaultSchedule(dlight.gpu.Matmul(), dlight.gpu.Fallback())(module)
+    relax.build(module, target=target, system_lib=True).export_library(str(library), fcompile=tar)
+
+
+def _members(library: Path) -> Iterator[tuple[str, bytes]]:
+    with tarfile.open(library) as archive:
+        for member in archive:
+            if stream := archive.extractfile(member):
+                yield member.name, stream.read()
+
+
+CHECKS: list[Callable[[dict[str, Any]], str]] = [torch_cpu, code_generators, phone, host]
