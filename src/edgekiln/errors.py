@@ -138,6 +138,13 @@ class BundleError(KilnError):
     kind = "bundle"
 
 
+class LicenceError(KilnError):
+    """A licence that wants an acceptance and has none."""
+
+    exit_code = 17
+    kind = "licence"
+
+
 def nearest(wrong: str, right: Iterable[str]) -> str:
     """A remedy that names the closest of `right`, or lists them all when none is close."""
     known = sorted(right)

@@ -24,7 +24,7 @@ from edgekiln.locking import held
 from edgekiln.progress import Progress, Silent
 from edgekiln.transfer import FIRST_USE, PassingError, Pin, Receiver, note_of, offer, shown
 
-__all__ = ["FIRST_USE", "Fetched", "Pin", "fetch", "vendored"]
+__all__ = ["FIRST_USE", "RETRIES", "Fetched", "Pin", "differs", "fetch", "vendored"]
 
 RETRIES = (0.5, 2.0, 5.0)  # seconds to wait before each further try of one place
 
@@ -58,7 +58,7 @@ def fetch(
         target.parent.mkdir(parents=True, exist_ok=True)
         waiting = f"somebody else fetches {target.name}; waiting"
         with held(target.with_name(f".{target.name}.lock"), lambda: progress.note(waiting)):
-            if target.is_file() and not _wrong(target, pin):
+            if target.is_file() and not differs(target, pin):
                 return _fetched(target, str(target))
             return _from_places(_with_vendor(places), target, pin, progress, retries)
 
@@ -161,7 +161,7 @@ def _download(
 def _finish(part: Path, target: Path, pin: Pin, place: str) -> None:
     """Give the file its name if its bytes are right; otherwise none of them are kept."""
     note_of(part).unlink(missing_ok=True)
-    if wrong := _wrong(part, pin):
+    if wrong := differs(part, pin):
         begins = _text(part)
         part.unlink()
         raise DigestError(
@@ -172,7 +172,7 @@ def _finish(part: Path, target: Path, pin: Pin, place: str) -> None:
     part.replace(target)
 
 
-def _wrong(path: Path, pin: Pin) -> str:
+def differs(path: Path, pin: Pin) -> str:
     """How a file differs from its pin; empty where it does not."""
     size = path.stat().st_size
     if pin.size and size != pin.size:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from edgekiln.kits.definition import KitDefinition
 from edgekiln.toolchain import folder
 from edgekiln.toolchain.lock import BaseDefinition, BaseLock, Definition, Lock
 from edgekiln.toolchain.records import schema
@@ -16,6 +17,7 @@ _SHIPPED = {
     "schema.json": (Definition, "A toolchain of edgekiln"),
     "schema.lock.json": (Lock, "The lock of a toolchain"),
     "bases/schema.json": (BaseDefinition, "A base of edgekiln's images"),
+    "kits/schema.json": (KitDefinition, "A kit of edgekiln"),
     "bases/schema.lock.json": (BaseLock, "The lock of a base"),
 }
 
