@@ -42,7 +42,8 @@ class Stage:
     """One program from scripts/ run in one image.
 
     `memory`, `disk` and `vram` (of a GPU) are estimates in bytes for doctor and for running stages
-    side by side; they are not part of the key.
+    side by side. `network` lets it out: for a tool that fetches what it builds with. None of them
+    is part of the key.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Stage:
     memory: int = 1 << 30
     disk: int = 0
     vram: int = 0
+    network: bool = False
 
     def after(self) -> frozenset[str]:
         """The stages whose outputs this one reads."""

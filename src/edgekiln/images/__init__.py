@@ -46,7 +46,7 @@ def tag(toolchain: Toolchain) -> str:
     how = hashlib.sha256()
     for part, path in sorted(recipe_files(toolchain.name).items()):
         how.update(f"{part}\0".encode() + path.read_bytes().replace(b"\r\n", b"\n") + b"\0")
-    return f"edgekiln/{toolchain.name}:{toolchain.digest[:12]}-{how.hexdigest()[:8]}"
+    return f"edgekiln/{toolchain.name}:{toolchain.installed[:12]}-{how.hexdigest()[:8]}"
 
 
 def exists(engine: Engine, toolchain: Toolchain) -> bool:
@@ -174,11 +174,11 @@ def _labels(toolchain: Toolchain, base: ReadyBase) -> Iterator[str]:
     said = {
         "org.opencontainers.image.title": f"edgekiln {toolchain.name}",
         "org.opencontainers.image.description": toolchain.summary,
-        "org.opencontainers.image.version": toolchain.digest[:12],
+        "org.opencontainers.image.version": toolchain.installed[:12],
         "org.opencontainers.image.base.name": base.origin.partition("@")[0].partition(" ")[0],
         "org.opencontainers.image.base.digest": _digest_of(base.origin),
         "io.edgekiln.toolchain": toolchain.name,
-        "io.edgekiln.toolchain.lock": f"sha256:{toolchain.digest}",
+        "io.edgekiln.toolchain.lock": f"sha256:{toolchain.installed}",
         "io.edgekiln.images.base": base.origin,
     }
     for key, value in said.items():

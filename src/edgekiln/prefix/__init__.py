@@ -34,7 +34,7 @@ def prefix_path(toolchain: Toolchain) -> Path:
     how = hashlib.sha256()
     for name in ("provision.py", "bytecode.py"):
         how.update(_provision().with_name(name).read_bytes())
-    named = f"{toolchain.name}-{toolchain.digest[:12]}-{how.hexdigest()[:8]}"
+    named = f"{toolchain.name}-{toolchain.installed[:12]}-{how.hexdigest()[:8]}"
     return home() / "prefixes" / named
 
 
@@ -67,7 +67,7 @@ def build_prefix(toolchain: Toolchain, progress: Progress) -> Path:
             _fill(toolchain, path, progress)
             progress.update(0, None, "verify")
             _verify(toolchain, path)
-            (path / _MARKER).write_text(toolchain.digest + "\n", encoding="utf-8")
+            (path / _MARKER).write_text(toolchain.installed + "\n", encoding="utf-8")
     return prefix_python(toolchain)
 
 

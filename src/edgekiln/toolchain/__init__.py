@@ -7,15 +7,28 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgekiln.errors import ToolchainError, nearest
 from edgekiln.home import project
-from edgekiln.toolchain.lock import BaseDefinition, BaseLock, Definition, Lock, digest, read_lock
+from edgekiln.toolchain.lock import (
+    BaseDefinition,
+    BaseLock,
+    Definition,
+    Lock,
+    digest,
+    read_lock,
+    refuse_placeholders,
+)
 from edgekiln.toolchain.records import read
+
+if TYPE_CHECKING:
+    from edgekiln.kits import Kit
 
 D = TypeVar("D", Definition, BaseDefinition)
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
+# What a value of `env` may be filled with; see executors/base.py.
+_FILLED = ("kits", "path")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +46,11 @@ class Base:
 
 @dataclass(frozen=True, kw_only=True)
 class Toolchain:
-    """A pinned set of tools. `digest` (sha256, hex) is what the keys of stages are made of."""
+    """A pinned set of tools. `digest` (sha256, hex) is what the keys of stages are made of.
+
+    `installed` is the digest of what an image or a prefix holds: all of it but the kits, which
+    are mounted beside it. `variant` names the kits that were asked for in place of its own.
+    """
 
     name: str
     summary: str
@@ -45,6 +62,14 @@ class Toolchain:
     imports: tuple[str, ...]
     lock: Lock
     digest: str
+    installed: str
+    kits: tuple[Kit, ...] = ()
+    variant: str = ""
+
+    @property
+    def asked(self) -> str:
+        """The name it was loaded by: NAME or NAME@KIT."""
+        return f"{self.name}@{self.variant}" if self.variant else self.name
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -67,23 +92,28 @@ def list_bases() -> list[str]:
     return sorted(path.stem for path in (folder() / "bases").glob("*.yaml"))
 
 
-def load_toolchain(name: str, *, base: str | None = None) -> Toolchain:
+def load_toolchain(asked: str, *, base: str | None = None) -> Toolchain:
     """Read a toolchain and its lock. `base` puts it on another base: a name or an image.
 
-    Raises ToolchainError for an unknown name, a key that does not belong, a missing lock, or a
-    YAML that was changed since it was locked.
+    NAME@KIT[,KIT] is a variant: each kit named replaces the one of its family. Raises
+    ToolchainError for an unknown name, a key that does not belong, a missing lock, or a YAML that
+    was changed since it was locked.
     """
+    name, _, variant = asked.partition("@")
     path = folder() / f"{name}.yaml"
     if not _NAME.fullmatch(name) or not path.is_file():
         raise ToolchainError(f"no toolchain {name}", remedy=nearest(name, list_toolchains()))
     remedy = f"kiln toolchains lock {name}"
     lock = read_lock(Lock, path.with_name(f"{name}.lock.json"), remedy=remedy)
     what = _agreeing(path, lock.definition, lock.definition_sha256, remedy)
+    refuse_placeholders((wheel.name for wheel in lock.wheels), f"{name}.lock.json")
     own = load_base(what.base)
     if lock.base_sha256 != own.digest:
         why = f"it was locked on another {what.base}"
         raise ToolchainError(f"{name}.lock.json is out of date", why=why, remedy=remedy)
     under = own if base is None or base == own.name else other_base(base)
+    installed = digest(lock, extra="" if under is own else under.digest)
+    kits = _kits(what.kits, variant, asked) if what.kits or variant else ()
     return Toolchain(
         name=name,
         summary=what.summary,
@@ -94,8 +124,36 @@ def load_toolchain(name: str, *, base: str | None = None) -> Toolchain:
         env=what.env,
         imports=what.imports,
         lock=lock,
-        digest=digest(lock, extra="" if under is own else under.digest),
+        digest=_with_kits(installed, kits),
+        installed=installed,
+        kits=kits,
+        variant=variant,
     )
+
+
+def _kits(own: tuple[str, ...], variant: str, asked: str) -> tuple[Kit, ...]:
+    """The kits of a toolchain, those of a variant in the place of the family's own."""
+    from edgekiln.kits import load_kit
+
+    found = {kit.family: kit for kit in map(load_kit, own)}
+    if len(found) < len(own):
+        raise ToolchainError(f"{asked}: two of its kits are of one family", why=", ".join(own))
+    for name in variant.split(",") if variant else ():
+        kit = load_kit(name)
+        if kit.family not in found:
+            why = f"{name} is a kit of the family {kit.family}, which it does not use"
+            remedy = f"it uses {', '.join(found)}" if found else "it uses no kits"
+            raise ToolchainError(f"there is no toolchain {asked}", why=why, remedy=remedy)
+        found[kit.family] = kit
+    return tuple(found.values())
+
+
+def _with_kits(installed: str, kits: tuple[Kit, ...]) -> str:
+    """The digest that counts for stages. Without kits it is that of the lock alone."""
+    if not kits:
+        return installed
+    named = "".join(f"{kit.family} {kit.digest}\n" for kit in sorted(kits, key=lambda k: k.family))
+    return hashlib.sha256(f"{installed}\n{named}".encode()).hexdigest()
 
 
 def load_base(name: str) -> Base:
@@ -136,7 +194,21 @@ def read_definition(cls: type[D], path: Path) -> D:
     found: D = read(cls, data, where=path.name)
     if found.name != path.stem:
         raise ToolchainError(f"{path.name}: name is {found.name}", remedy=f"name: {path.stem}")
+    if isinstance(found, Definition):
+        refuse_placeholders((*found.requirements, *found.overrides), path.name)
+        _check_env(found, path.name)
     return found
+
+
+def _check_env(what: Definition, where: str) -> None:
+    """Refuse a placeholder in `env` that nothing is put in for."""
+    for key, value in what.env.items():
+        for name in re.findall(r"\{(\w*)\}", value):
+            if name not in _FILLED:
+                remedy = nearest(name, _FILLED)
+                raise ToolchainError(f"{where}: env.{key} asks for {{{name}}}", remedy=remedy)
+            if name == "kits" and not what.kits:
+                raise ToolchainError(f"{where}: env.{key} asks for {{kits}}", why="it has none")
 
 
 def file_digest(path: Path) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from edgekiln.toolchain.records import field, plain, read
 
 T = TypeVar("T")
 FORMAT = 1
+_PLACEHOLDER = re.compile(r"mlc-(llm|ai)(-.*)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +76,16 @@ class Definition:
         "Python packages that others ask for and that are left out", default=()
     )
     places: tuple[str, ...] = field("further indexes for wheels, used when they answer", default=())
-    env: Mapping[str, str] = field("environment of every stage", default_factory=dict)
+    env: Mapping[str, str] = field(
+        "environment of every stage; {kits} is where the kits lie, {path} the PATH it has anyway",
+        default_factory=dict,
+    )
     imports: tuple[str, ...] = field(
         "modules compiled in advance, with what they import; NAME.* is a whole package", default=()
+    )
+    kits: tuple[str, ...] = field(
+        "what is in no package index: names in toolchains/kits/; mounted, never in an image",
+        default=(),
     )
 
 
@@ -111,12 +120,32 @@ class Lock:
 
 
 def digest(lock: Lock | BaseLock, *, extra: str = "") -> str:
-    """sha256 over what the lock pins; comments in the YAML and the summary do not count."""
+    """sha256 over what the lock pins; comments in the YAML and the summary do not count.
+
+    Nor do kits: they are pinned by their own files, and are in no image.
+    """
     body: dict[str, Any] = plain(lock)
     body.pop("definition_sha256")
     body["definition"].pop("summary")
+    body["definition"].pop("kits", None)
     text = json.dumps(body, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256((text + extra).encode()).hexdigest()
+
+
+def refuse_placeholders(requirements: Iterable[str], where: str) -> None:
+    """Raise ToolchainError for a package that has only a placeholder in the Python index.
+
+    mlc-llm, mlc-ai and their variants are published as wheels beside the index; what the index
+    has under these names is version 0.1 and empty, and pip would take it without a word.
+    """
+    for requirement in requirements:
+        name = re.split(r"[^\w.-]", requirement.strip(), maxsplit=1)[0]
+        if _PLACEHOLDER.fullmatch(re.sub(r"[-_.]+", "-", name).lower()):
+            raise ToolchainError(
+                f"{where}: {name} must not come from a Python index",
+                why="what an index has under this name is an empty placeholder, version 0.1",
+                remedy="its wheels are a kit: kits: [mlc-wheels]",
+            )
 
 
 def read_lock(cls: type[T], path: Path, *, remedy: str) -> T:

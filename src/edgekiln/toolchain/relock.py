@@ -29,6 +29,7 @@ from edgekiln.toolchain.lock import (
     Lock,
     Wheel,
     read_lock,
+    refuse_placeholders,
     write_lock,
 )
 from edgekiln.toolchain.uvtool import PINNED, host_uv
@@ -172,6 +173,7 @@ def resolve(
         command = [str(host_uv(pip, progress)), "pip", "compile", "--quiet", *options]
         _uv([*command, "--output-file", str(found), str(asked)], env)
         packages = _toml(found)["packages"]
+    refuse_placeholders((package["name"] for package in packages), f"{what.name}.yaml")
     return _with_sizes([_wheel(package) for package in packages], packages, pip)
 
 
