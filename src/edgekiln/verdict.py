@@ -6,8 +6,10 @@ import shutil
 from pathlib import Path
 
 from edgekiln import units
-from edgekiln.errors import DiskError, OutOfMemoryError, StageError, UsageError
+from edgekiln.errors import DiskError, KilnError, OutOfMemoryError, StageError, UsageError
 from edgekiln.executors.base import BAD_INPUT, StageResult, StageRun
+from edgekiln.executors.kills import Killed
+from edgekiln.faults import explain, explain_text
 from edgekiln.pipeline import Stage
 
 _TAIL = 12
@@ -24,22 +26,49 @@ def judge(stage: Stage, result: StageResult, run: StageRun, error: str, remedy: 
     """
     if result.exit_code == 0:
         return
-    if result.killed_for_memory:
-        raise OutOfMemoryError(
-            f"stage {stage.name} was killed for memory (exit {result.exit_code})",
-            why=f"the limit was {units.size(run.memory)}; "
-            f"the stage was expected to need {units.size(stage.memory)}",
-            remedy="close other programs, give more with --memory-limit, or use a larger machine",
-        )
+    if result.killed is not None:
+        raise _killed(stage, result, run)
     if result.exit_code == BAD_INPUT:
         raise UsageError(error or f"stage {stage.name} refused its input", remedy=remedy)
     # A tool that cleans up after itself has made room again: then its words tell.
     if _NO_SPACE in error or _NO_SPACE in _tail(run.log) or _free(run.work) < _FULL:
         raise _disk_full(f"stage {stage.name} could not go on", run.work)
+    failed = f"stage {stage.name} failed with exit code {result.exit_code}"
+    if found := explain(run.log) or explain_text(error):
+        raise found.kind(
+            f"{failed}: {found.what}",
+            why=f"{found.why} (as in {found.fault.seen[0]})",
+            remedy=f"{found.do}; the whole log: {run.log}",
+        )
     raise StageError(
-        f"stage {stage.name} failed with exit code {result.exit_code}",
+        failed,
         why=error or _last_line(run.log),
         remedy=f"the whole log: {run.log}",
+    )
+
+
+def _killed(stage: Stage, result: StageResult, run: StageRun) -> KilnError:
+    """The error for a program that was ended by SIGKILL, by who sent it."""
+    code = f"(exit {result.exit_code})"
+    held = f"it was last seen to hold {units.size(result.held)}" if result.held else ""
+    if result.killed is Killed.SOMEBODY:
+        return StageError(
+            f"stage {stage.name} was killed from outside {code}, and not for memory",
+            why="; ".join(w for w in ("the kernel killed nothing for memory meanwhile", held) if w),
+            remedy="see what ends processes here (a job's time limit, systemd-oomd or earlyoom, "
+            "somebody's kill), then run this again: finished stages are kept",
+        )
+    limits = f"the limit was {units.size(run.memory)}; "
+    limits += f"the stage was expected to need {units.size(stage.memory)}"
+    what = f"stage {stage.name} was killed for memory {code}"
+    if result.killed is Killed.UNKNOWN:
+        what = f"stage {stage.name} was killed {code}, most likely for memory"
+    elif result.killed is Killed.KERNEL:
+        limits = f"the machine had none left; {limits}"
+    return OutOfMemoryError(
+        what,
+        why="; ".join(w for w in (limits, held) if w),
+        remedy="close other programs, give more with --memory-limit, or use a larger machine",
     )
 
 

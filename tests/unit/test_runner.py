@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from edgekiln.errors import OutOfMemoryError, StageError, UsageError
+from edgekiln.errors import KilnError, OutOfMemoryError, StageError, UsageError
+from edgekiln.executors import kills, native
 from edgekiln.pipeline import FromPath, FromStage, Output, Pipeline, Stage
 from tests.unit.kit import Bench, stage
 
@@ -114,10 +116,45 @@ def test_a_stage_over_its_memory_is_ended_and_named(bench: Bench) -> None:
     assert "125.8 MB" in caught.value.why
 
 
-def test_a_stage_killed_from_outside_is_called_memory(bench: Bench) -> None:
+@pytest.mark.parametrize(
+    ("counts", "error", "said"),
+    [
+        ((7, 7), StageError, "not for memory"),
+        ((7, 8), OutOfMemoryError, r"killed for memory \(exit 137\)"),
+        ((None, None), OutOfMemoryError, "most likely for memory"),
+    ],
+    ids=["by somebody", "by the kernel", "not to be told"],
+)
+def test_who_killed_a_stage_is_told_by_the_kernels_count(
+    bench: Bench,
+    monkeypatch: pytest.MonkeyPatch,
+    counts: tuple[int | None, int | None],
+    error: type[KilnError],
+    said: str,
+) -> None:
+    told = iter(counts)
+    monkeypatch.setattr(native, "kernel_kills", lambda: next(told))
     bench.program("killed.py", "os.kill(os.getpid(), 9)")
-    with pytest.raises(OutOfMemoryError, match="killed"):
+    with pytest.raises(error, match=said):
         bench.run(Pipeline(stages=(stage("killed", "killed.py"),)))
+
+
+def test_the_kernels_own_count_is_read() -> None:
+    if sys.platform != "linux":
+        pytest.skip("only Linux counts them")
+    assert isinstance(kills.kernel_kills(), int)
+
+
+def test_a_stage_killed_by_somebody_is_not_called_memory(bench: Bench) -> None:
+    """With the kernel's real count, which other programs of this machine may raise meanwhile."""
+    before = kills.kernel_kills()
+    bench.program("killed.py", "x = bytearray(60 << 20); time.sleep(1); os.kill(os.getpid(), 9)")
+    with pytest.raises(KilnError) as caught:
+        bench.run(Pipeline(stages=(stage("killed", "killed.py"),)))
+    if before is None or kills.kernel_kills() != before:
+        pytest.skip("this kernel counts no kills, or killed something for memory just now")
+    assert isinstance(caught.value, StageError) and "killed from outside" in caught.value.what
+    assert "last seen to hold" in caught.value.why and "kill" in caught.value.remedy
 
 
 MEET = """

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from edgekiln.executors.kills import Killed
+
 if TYPE_CHECKING:
     from edgekiln.progress import Progress
     from edgekiln.toolchain import Toolchain
@@ -40,11 +42,16 @@ class StageRun:
 
 @dataclass(frozen=True, kw_only=True)
 class StageResult:
-    """How a program ended: exit code (negative: the signal that ended it) and seconds."""
+    """How a program ended: exit code (negative: the signal that ended it) and seconds.
+
+    `killed` says by whom, where it was ended by SIGKILL and not by us; `held` is the memory in
+    bytes that it was last seen to hold, where somebody looked.
+    """
 
     exit_code: int
     seconds: float
-    killed_for_memory: bool = False
+    killed: Killed | None = None
+    held: int | None = None
 
 
 class Executor(Protocol):

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from edgekiln.errors import EngineError, StageError
 from edgekiln.executors import owners
 from edgekiln.executors.base import StageResult, StageRun, environment, read_event
+from edgekiln.executors.kills import Killed, kernel_kills, who
 from edgekiln.executors.paths import engine_path
 from edgekiln.executors.views import places
 
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
 _STAGE = "io.edgekiln.stage"
 # A rootless engine shares one user's process limit between all its containers.
 _PIDS = 4096
-# 128 + SIGKILL, 128 + SIGTERM: it was not the program's own end.
-_FROM_OUTSIDE = (137, 143)
+# 128 + SIGKILL; with 128 + SIGTERM: it was not the program's own end.
+_KILLED = 137
+_FROM_OUTSIDE = (_KILLED, 143)
 _LAST_BREATH = 3.0
 
 
@@ -85,7 +87,7 @@ class DockerExecutor:
         """Run a stage's program in a container and wait for it."""
         with self._api() as api:
             config = self._container(api, toolchain, run)
-            began = time.monotonic()
+            began, before = time.monotonic(), self._kernel_kills()
             with _engine_faults(run.name), self._created(api, config) as container:
                 stream = api.attach(container, stream=True, logs=True, demux=True)
                 api.start(container)
@@ -99,9 +101,17 @@ class DockerExecutor:
                     _wait_for_end(api)
             if code == 127 and not state.get("Running") and state.get("Error"):
                 raise StageError(f"stage {run.name} did not start", why=str(state["Error"]))
-        memory = bool(state.get("OOMKilled")) or (code == 137 and not self._cancelled)
-        seconds = time.monotonic() - began
-        return StageResult(exit_code=code, seconds=seconds, killed_for_memory=memory)
+        killed = None
+        if state.get("OOMKilled") and code:
+            killed = Killed.LIMIT
+        elif code == _KILLED and not self._cancelled:
+            killed = who(before, self._kernel_kills())
+        return StageResult(exit_code=code, seconds=time.monotonic() - began, killed=killed)
+
+    def _kernel_kills(self) -> int | None:
+        """The count of the kernel the containers run on, where that is this machine's."""
+        own = sys.platform == "linux" and self._engine.url.startswith("unix://")
+        return kernel_kills() if own else None
 
     def cancel(self) -> None:
         """End every running stage's container."""

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from edgekiln.errors import EngineError
 from edgekiln.executors.base import StageResult, StageRun, environment, read_event
+from edgekiln.executors.kills import Killed, kernel_kills, who
 from edgekiln.executors.procwatch import tree_rss
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class NativeExecutor:
         """Run a stage's program and wait for it."""
         command = [*self._cut, *_guarded(bool(self._cut)), str(self._python_of(toolchain))]
         command += ["-s", str(run.scripts / run.program)]
-        began = time.monotonic()
+        began, before = time.monotonic(), kernel_kills()
         with run.log.open("w", encoding="utf-8") as log:
             process = self._start(command, _layout(toolchain, run), run, log.fileno())
             watch = _MemoryWatch(process, run.memory)
@@ -92,8 +93,12 @@ class NativeExecutor:
                 self._end(process)
                 watch.stop()
         seconds = time.monotonic() - began
-        memory = watch.tripped or (code in (-signal.SIGKILL, 137) and not self._cancelled)
-        return StageResult(exit_code=code, seconds=seconds, killed_for_memory=memory)
+        killed = None
+        if watch.tripped:
+            killed = Killed.LIMIT
+        elif code in (-signal.SIGKILL, 128 + signal.SIGKILL) and not self._cancelled:
+            killed = who(before, kernel_kills())
+        return StageResult(exit_code=code, seconds=seconds, killed=killed, held=watch.held)
 
     def cancel(self) -> None:
         """End every running stage."""
@@ -217,10 +222,13 @@ class _MemoryWatch(threading.Thread):
         self._process, self._limit = process, limit
         self._over = threading.Event()
         self.tripped = False
+        self.held: int | None = None
 
     def run(self) -> None:
         while not self._over.wait(_WATCH_SECONDS):
-            if tree_rss(self._process.pid) > self._limit:
+            # Once the guard is gone there is nothing to count: what was there before is told.
+            self.held = tree_rss(self._process.pid) or self.held
+            if (self.held or 0) > self._limit:
                 self.tripped = True
                 _let_go(self._process)
                 return
