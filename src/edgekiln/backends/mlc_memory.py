@@ -1,0 +1,312 @@
+"""The memory that a model takes on the device, worked out from config.json alone.
+
+    estimated_vram_bytes = (parameters + temporary buffer + cache a token * context) * safety
+
+Parameters: a matrix whose rows are cut into groups keeps, for each group, its packed numbers and
+one scale (mlc_llm/quantization). Norms and biases stay floats.
+
+Temporary buffer: the largest of the model's functions, each with the buffers that TVM's
+StaticPlanBlockMemory plans for it (src/relax/transform/static_plan_block_memory.cc); mlc_llm adds
+them up in compiler_pass/estimate_memory_usage.py. A tensor takes a free buffer of its type at most
+16 times its size, the smallest there is; else the largest that is smaller and no less than a
+sixteenth, which then grows; else a new one. Sizes are those at the upper bounds: a whole prefill
+chunk, a full batch. Logits are counted where the model's class in MLC has a vocabulary of fixed
+size, because their shape is then known.
+
+Cache: mlc_llm/cli/model_metadata.py: a key and a value for each layer and head, in the
+quantisation's float type.
+
+Checked against what mlc_llm's logs say: tests/unit/test_mlc_memory.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+# How much larger or smaller than a tensor a buffer may be to be used for it.
+_RANGE = 16
+_BATCH = 128  # gen_config's --max-batch-size
+_CHUNK = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheme:
+    """A quantisation: a group of `group` weights takes `packed` bytes and a scale."""
+
+    group: int = 0
+    packed: int = 0
+    floats: int = 2
+    ends: bool = True  # whether the embedding and the output layer are quantised
+
+    def matrix(self, rows: int, width: int, *, end: bool = False, scale: int | None = None) -> int:
+        """Bytes of a matrix; `end` for the embedding and the output layer."""
+        if not self.group or (end and not self.ends):
+            return rows * width * self.floats
+        return rows * math.ceil(width / self.group) * (self.packed + (scale or self.floats))
+
+
+# mlc_llm/quantization/quantization.py; a group is a whole number of 32-bit words.
+_INT3, _INT4 = {"group": 40, "packed": 16}, {"group": 32, "packed": 16}
+SCHEMES: Mapping[str, Scheme] = {
+    "q0f16": Scheme(),
+    "q0bf16": Scheme(),
+    "q0f32": Scheme(floats=4),
+    "q3f16_0": Scheme(**_INT3),
+    "q3f16_1": Scheme(**_INT3),
+    "q4f16_0": Scheme(**_INT4),
+    "q4f16_1": Scheme(**_INT4),
+    "q4bf16_0": Scheme(**_INT4),
+    "q4bf16_1": Scheme(**_INT4),
+    "q4f32_1": Scheme(**_INT4, floats=4),
+    "q4f16_2": Scheme(**_INT4, ends=False),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """How MLC writes a family down, as far as memory goes."""
+
+    gated: bool = True
+    fixed_vocabulary: bool = True
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    biases: bool = False  # of every matrix in a layer, and of the norms
+    mlp_floats: int | None = None  # bytes of the inner tensor's numbers, where they are its own
+    cached: bool = True
+
+
+_LLAMA = Family(fixed_vocabulary=False)
+FAMILIES: Mapping[str, Family] = {
+    "llama": _LLAMA,
+    "phi3": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": Family(qkv_bias=True),
+    "qwen3": Family(qk_norm=True),
+    "gpt_neox": Family(gated=False, fixed_vocabulary=False, biases=True, mlp_floats=4),
+    "rwkv5": Family(gated=False, cached=False),
+    "rwkv6": Family(gated=False, cached=False),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A decoder's sizes."""
+
+    layers: int
+    hidden: int
+    inner: int
+    queries: int
+    keys: int
+    head: int
+    vocabulary: int
+    tied: bool
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Shape:
+        """Out of config.json. Raises KeyError where it lacks one."""
+        text = config.get("text_config")
+        found = {**config, **text} if isinstance(text, Mapping) else config
+        hidden = found["hidden_size"]
+        heads = found.get("num_attention_heads") or max(hidden // 64, 1)
+        head = found.get("head_dim") or hidden // heads
+        kv = found.get("num_key_value_heads") or heads
+        return cls(
+            layers=found["num_hidden_layers"],
+            hidden=hidden,
+            inner=found.get("intermediate_size") or 4 * hidden,
+            queries=heads * head,
+            keys=kv * head,
+            head=head,
+            vocabulary=found["vocab_size"],
+            tied=bool(found.get("tie_word_embeddings", False)),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes on the device; `known` where the family's own rules were used, not general ones."""
+
+    parameters: int
+    temporary: int
+    cache_per_token: int
+    count: int
+    known: bool
+
+    @property
+    def base(self) -> int:
+        """Without a cache: the log's "Total memory usage without KV cache"."""
+        return self.parameters + self.temporary
+
+    def at(self, context: int) -> int:
+        """With a cache of so many tokens."""
+        return self.base + self.cache_per_token * context
+
+    def estimate(self, context: int, safety: float) -> int:
+        """estimated_vram_bytes."""
+        return math.ceil(self.at(context) * safety)
+
+
+def memory(
+    config: Mapping[str, Any],
+    quantization: str,
+    *,
+    chunk: int | None = None,
+    batch: int | None = None,
+    context: int = 0,
+    parameters: int = 0,
+) -> Memory:
+    """What a model takes. `parameters` stands in where the family is not known.
+
+    `chunk` and `batch` are prefill_chunk_size and max_batch_size; not given, MLC's defaults.
+    An unknown quantisation counts as 16-bit floats: too much rather than too little.
+    """
+    shape, scheme = Shape.of(config), SCHEMES.get(quantization, Scheme())
+    name = str(config.get("model_type", ""))
+    family = FAMILIES.get(name, Family())
+    tokens = chunk or (min(context, _CHUNK) if context else _CHUNK)
+    count, size = _parameters(shape, family, scheme)
+    if name not in FAMILIES and parameters:
+        size, count = math.ceil(size * parameters / count), parameters
+    return Memory(
+        parameters=size,
+        temporary=max(_functions(shape, family, scheme, tokens, batch or _BATCH)),
+        cache_per_token=2 * shape.layers * shape.keys * scheme.floats * family.cached,
+        count=count,
+        known=name in FAMILIES and quantization in SCHEMES,
+    )
+
+
+def _parameters(s: Shape, family: Family, scheme: Scheme) -> tuple[int, int]:
+    """How many numbers, and their bytes."""
+    up = s.inner * (2 if family.gated else 1)
+    matrices = [(s.queries + 2 * s.keys, s.hidden), (s.hidden, s.queries)]
+    matrices += [(up, s.hidden), (s.hidden, s.inner)]
+    ends = [(s.vocabulary, s.hidden)] * (1 if s.tied else 2)
+    norms = (2 * s.layers + 1) * s.hidden * (2 if family.biases else 1)
+    norms += 2 * s.head * s.layers * family.qk_norm
+    attention = (s.queries + 2 * s.keys) * (family.qkv_bias or family.biases)
+    attention += s.hidden * family.biases
+    inner = (s.inner + s.hidden) * family.biases
+    floats = norms + s.layers * attention
+    count = s.layers * (sum(r * w for r, w in matrices) + inner) + floats
+    count += sum(r * w for r, w in ends)
+    size = s.layers * sum(scheme.matrix(r, w) for r, w in matrices)
+    size += sum(scheme.matrix(r, w, end=True) for r, w in ends)
+    size += floats * scheme.floats + s.layers * inner * (family.mlp_floats or scheme.floats)
+    return count, size
+
+
+def _functions(s: Shape, family: Family, scheme: Scheme, chunk: int, batch: int) -> Iterator[int]:
+    """The buffers of batch_verify, batch_prefill and batch_decode: the largest is one of them."""
+    logits = 4 * s.vocabulary * family.fixed_vocabulary
+    yield _layers(s, family, scheme, chunk).total + chunk * logits
+    prefill = _layers(s, family, scheme, chunk)
+    prefill.take(batch * s.hidden * scheme.floats)
+    yield prefill.total + batch * logits
+    yield _layers(s, family, scheme, batch).total + batch * logits
+
+
+def _layers(s: Shape, family: Family, scheme: Scheme, tokens: int) -> _Plan:
+    """The tensors of all layers, in the order in which they come and go.
+
+    Each of a layer's matrices makes one tensor; adding a residual and the norm after it are one
+    kernel with two. What the plan is in the end, few layers decide, but the first differ.
+    """
+    plan = _Plan()
+    row = tokens * scheme.floats
+    normed, residual = plan.take(row * s.hidden), None
+    for layer in range(s.layers):
+        mixed = plan.take(row * (s.queries + 2 * s.keys))
+        plan.give(normed)
+        if family.qk_norm:
+            mixed = _qk_norm(plan, s, row, mixed)
+        attended = plan.take(row * s.queries)
+        plan.give(mixed)
+        projected = plan.take(row * s.hidden)
+        plan.give(attended)
+        normed, added = plan.take(row * s.hidden), plan.take(row * s.hidden)
+        plan.give(projected)
+        plan.give(residual)
+        down = _mlp(plan, s, family, scheme, tokens, normed)
+        normed = plan.take(row * s.hidden)
+        # Behind the last layer nothing is added any more.
+        residual = plan.take(row * s.hidden) if layer < s.layers - 1 else None
+        plan.give(down)
+        plan.give(added)
+    return plan
+
+
+def _qk_norm(plan: _Plan, s: Shape, row: int, mixed: _Buffer) -> _Buffer:
+    """Queries and keys are taken out, normed, and put together again."""
+    query, key, value = (plan.take(row * width) for width in (s.queries, s.keys, s.keys))
+    plan.give(mixed)
+    normed_query = plan.take(row * s.queries)
+    plan.give(query)
+    normed_key = plan.take(row * s.keys)
+    plan.give(key)
+    together = plan.take(row * (s.queries + 2 * s.keys))
+    for buffer in (normed_query, normed_key, value):
+        plan.give(buffer)
+    return together
+
+
+def _mlp(
+    plan: _Plan, s: Shape, family: Family, scheme: Scheme, tokens: int, normed: _Buffer
+) -> _Buffer:
+    width = family.mlp_floats or scheme.floats
+    kind = "" if width == scheme.floats else "wider"
+    inner = plan.take(tokens * width * s.inner * (2 if family.gated else 1), kind)
+    plan.give(normed)
+    if family.gated:
+        active = plan.take(tokens * width * s.inner, kind)
+        plan.give(inner)
+        inner = active
+    down = plan.take(tokens * scheme.floats * s.hidden)
+    plan.give(inner)
+    return down
+
+
+@dataclass(eq=False)
+class _Buffer:
+    size: int
+    kind: str
+
+
+@dataclass
+class _Plan:
+    """TVM's TokenAllocator1D: buffers by the type of their numbers, used again when free."""
+
+    made: list[_Buffer] = field(default_factory=list)
+    free: list[_Buffer] = field(default_factory=list)
+
+    def take(self, size: int, kind: str = "") -> _Buffer:
+        """A buffer for a tensor of so many bytes."""
+        near = [
+            b for b in self.free if b.kind == kind and size // _RANGE <= b.size <= size * _RANGE
+        ]
+        larger = [b for b in near if b.size >= size]
+        if near:
+            found = min(larger, key=_size) if larger else max(near, key=_size)
+            self.free.remove(found)
+            found.size = max(found.size, size)
+            return found
+        fresh = _Buffer(size=size, kind=kind)
+        self.made.append(fresh)
+        return fresh
+
+    def give(self, buffer: _Buffer | None) -> None:
+        """Nothing reads the tensor any more."""
+        if buffer is not None:
+            self.free.append(buffer)
+
+    @property
+    def total(self) -> int:
+        """Bytes of all buffers."""
+        return sum(b.size for b in self.made)
+
+
+def _size(buffer: _Buffer) -> int:
+    return buffer.size
