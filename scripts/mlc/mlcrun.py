@@ -1,0 +1,142 @@
+"""The child's side: mends three things of mlc_llm, then is `python -m mlc_llm ARGUMENTS`.
+
+    --edgekiln-offers              prints what this mlc_llm has (one line of JSON), and ends
+    --edgekiln-prefix PREFIX       compile takes this prefix for every device: upstream drops an
+                                   explicit one unless the device is android, iphone or macabi
+    --edgekiln-objects             compile writes object files into the .tar, and links nothing
+
+And where mlc_llm was given as Python files alone, without its library, what gen_config asks that
+library about the tokenizer is answered here, by the same rules (cpp/tokenizers/tokenizers.cc).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import runpy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_SPACE = "\u2581"  # the mark that SentencePiece puts for a space
+_CODEGENS = ("opencl", "vulkan", "metal", "webgpu", "cuda", "rocm", "hexagon", "llvm")
+
+
+def main(words: list[str]) -> None:
+    """Take this program's own words off, mend, and hand over."""
+    if words == ["--edgekiln-offers"]:
+        _without_library()
+        print(f"edgekiln-offers:{json.dumps(offers())}")
+        return
+    prefix = None
+    objects = False
+    while words and words[0].startswith("--edgekiln-"):
+        word = words.pop(0)
+        prefix = words.pop(0) if word == "--edgekiln-prefix" else prefix
+        objects = objects or word == "--edgekiln-objects"
+    without = _without_library()
+    if words[0] == "gen_config" and without:
+        _answer_for_the_tokenizer()
+    if prefix is not None:
+        _keep_prefix(prefix)
+    if objects:
+        _objects_only()
+    sys.argv[1:] = words
+    runpy.run_module("mlc_llm", run_name="__main__", alter_sys=True)
+
+
+def offers() -> dict[str, Any]:
+    """Names of quantisations, templates and models, and the code generators of its TVM."""
+    tvm_ffi: Any = importlib.import_module("tvm_ffi")
+    flow = importlib.import_module("mlc_llm.interface.gen_config")
+    registry = importlib.import_module("mlc_llm.conversation_template").ConvTemplateRegistry
+    registered = set(registry._conv_templates)
+    return {
+        "version": getattr(importlib.import_module("mlc_llm"), "__version__", ""),
+        "quantizations": list(importlib.import_module("mlc_llm.quantization").QUANTIZATION),
+        # Its command line takes some names that no template is registered for.
+        "templates": sorted(registered & set(flow.CONV_TEMPLATES)),
+        "models": list(importlib.import_module("mlc_llm.model").MODELS),
+        "codegens": [
+            name for name in _CODEGENS if tvm_ffi.get_global_func(f"target.build.{name}", True)
+        ],
+    }
+
+
+def _without_library() -> bool:
+    """Whether this mlc_llm has no compiled library; it is then told not to look for one."""
+    found = importlib.util.find_spec("mlc_llm")
+    if found is None or not found.submodule_search_locations:
+        return False
+    package = Path(found.submodule_search_locations[0])
+    # Where mlc_llm.libinfo looks: beside itself, and in the build folder of a checkout.
+    folders = (package, package / "lib", *(package.parents[1] / f for f in ("build", "lib")))
+    named = os.environ.get("MLC_LIBRARY_PATH", "").split(os.pathsep)
+    places = [*folders, *(Path(n) for n in named if n)]
+    if any(any(place.glob("libmlc_llm*")) for place in places if place.is_dir()):
+        return False
+    os.environ["SKIP_LOADING_MLCLLM_SO"] = "1"
+    return True
+
+
+def _answer_for_the_tokenizer() -> None:
+    module = importlib.import_module("mlc_llm.tokenizers")
+
+    def detect(folder: str) -> Any:
+        file = Path(folder) / "tokenizer.json"
+        told = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        return module.TokenizerInfo(**tokenizer_info(told))
+
+    module.Tokenizer.detect_tokenizer_info = staticmethod(detect)
+
+
+def tokenizer_info(tokenizer: dict[str, Any]) -> dict[str, Any]:
+    """What mlc_llm wants to know of a tokenizer, out of its tokenizer.json ({} for none)."""
+    decoders = list(_parts(tokenizer.get("decoder"), "decoders"))
+    methods = {"ByteLevel": "byte_level", "ByteFallback": "byte_fallback"}
+    said = [methods[part["type"]] for part in decoders if part["type"] in methods]
+    strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+    prepend = {"type": "Prepend", "prepend": _SPACE}
+    return {
+        "token_postproc_method": said[-1] if said else "byte_fallback",
+        "prepend_space_in_encode": prepend in _parts(tokenizer.get("normalizer"), "normalizers"),
+        "strip_space_in_decode": strip in decoders,
+    }
+
+
+def _parts(value: Any, name: str) -> Iterator[dict[str, Any]]:
+    """A step of a tokenizer, or the steps of a sequence."""
+    if isinstance(value, dict):
+        yield from value[name] if value.get("type") == "Sequence" else [value]
+
+
+def _keep_prefix(prefix: str) -> None:
+    """The name that compile's command line looks up is replaced by one that obeys."""
+    program: Any = importlib.import_module("mlc_llm.cli.compile")
+    program.detect_system_lib_prefix = lambda *_: prefix
+
+
+def _objects_only() -> None:
+    """Whatever the target's own way of linking, its objects go into a .tar."""
+    program: Any = importlib.import_module("mlc_llm.cli.compile")
+    relax: Any = importlib.import_module("tvm.relax")
+    newer = importlib.util.find_spec("tvm.support.tar")
+    tar: Any = importlib.import_module("tvm.support.tar" if newer else "tvm.contrib.tar")
+    detect = program.detect_target_and_host
+
+    def build(mod: Any, args: Any, pipeline: Any = None) -> None:
+        if args.system_lib_prefix:
+            mod = mod.with_attrs({"system_lib_prefix": args.system_lib_prefix})
+        built = relax.build(mod, target=args.target, relax_pipeline=pipeline, system_lib=True)
+        built.export_library(str(args.output), fcompile=tar.tar)
+
+    program.detect_target_and_host = lambda *words, **more: (detect(*words, **more)[0], build)
+
+
+if __name__ == "__main__":
+    # This folder is of no business to mlc_llm, nor to what it starts.
+    sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).parent]
+    main(sys.argv[1:])

@@ -1,0 +1,180 @@
+"""mlc_llm's own command line, run as a child process, and what the installed one offers.
+
+The child is the image's Python with `mlcrun.py`, which hands over to `python -m mlc_llm`. With an
+input `source` (the folder that holds the package mlc_llm of a checkout) that package is taken.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import mlclog
+import mlcrun
+
+from stagekit import BadInput, Stage
+
+_HERE = Path(__file__).resolve().parent
+_OFFERS = "edgekiln-offers:"
+_CHUNK = 1 << 16
+
+Told = Callable[[int, int], None]
+
+
+class ToolError(RuntimeError):
+    """A program ended badly. `code` is its exit code, `lines` all that it said."""
+
+    def __init__(self, name: str, code: int, lines: Sequence[str]) -> None:
+        super().__init__(f"{name} ended with {code}: {mlclog.last_words(lines)}")
+        self.code = code
+        self.lines = tuple(lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offers:
+    """What the installed mlc_llm knows, by name."""
+
+    version: str
+    quantizations: tuple[str, ...]
+    templates: tuple[str, ...]
+    models: tuple[str, ...]
+    codegens: tuple[str, ...]
+
+    def check_quantization(self, name: str) -> None:
+        """Raise BadInput for a quantisation this mlc_llm has not."""
+        _known("quantization", name, self.quantizations)
+
+    def check_template(self, name: str) -> None:
+        """Raise BadInput for a conversation template this mlc_llm has not."""
+        _known("conversation template", name, self.templates)
+
+    def check_model_type(self, name: str) -> None:
+        """Raise BadInput for a kind of model this mlc_llm has not."""
+        _known("model type", name, self.models)
+
+
+def _known(what: str, name: str, names: Sequence[str]) -> None:
+    if name in names:
+        return
+    near = difflib.get_close_matches(name, names, 3, 0.5)
+    remedy = f"did you mean {' or '.join(near)}? it has" if near else "it has"
+    raise BadInput(
+        f"this mlc_llm has no {what} called {name!r}", remedy=f"{remedy} {', '.join(names)}"
+    )
+
+
+def offers(stage: Stage) -> Offers:
+    """Ask the installed mlc_llm what it offers."""
+    lines = run(stage, ["--edgekiln-offers"], quiet=True)
+    told = next(line for line in lines if line.startswith(_OFFERS))
+    said = json.loads(told.removeprefix(_OFFERS))
+    return Offers(
+        version=said["version"],
+        **{
+            name: tuple(said[name]) for name in ("quantizations", "templates", "models", "codegens")
+        },
+    )
+
+
+def run(
+    stage: Stage,
+    words: Sequence[str],
+    *,
+    told: Told | None = None,
+    more: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    quiet: bool = False,
+) -> list[str]:
+    """Run `mlc_llm WORDS`, pass its log on, and give its lines without colours.
+
+    `told` hears of each step of a progress bar; `more` is added to the environment. Raises
+    ToolError where it ends with anything but 0.
+    """
+    name = f"mlc_llm {words[0]}"
+    command = [sys.executable, "-s", mlcrun.__file__, *words]
+    env = {**environment(stage), **(more or {})}
+    return call(name, command, env, told=told, cwd=cwd, quiet=quiet)
+
+
+def call(
+    name: str,
+    command: Sequence[str],
+    env: Mapping[str, str],
+    *,
+    told: Told | None = None,
+    cwd: Path | None = None,
+    quiet: bool = False,
+) -> list[str]:
+    """Run any program, pass its log on, and give its lines without colours."""
+    if not quiet:
+        print(f"$ {' '.join(command)}", file=sys.stderr, flush=True)
+    lines = []
+    with subprocess.Popen(
+        list(command),
+        env=dict(env),
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as child:
+        assert child.stdout
+        for line in _lines(child.stdout):
+            lines.append(line)
+            step = mlclog.bar(line)
+            if step and told:
+                told(*step)
+            if step is None and not quiet:
+                print(line, file=sys.stderr, flush=True)
+    if child.returncode != 0:
+        if quiet:
+            print("\n".join(lines), file=sys.stderr, flush=True)
+        raise ToolError(name, child.returncode, lines)
+    return lines
+
+
+def _lines(pipe: IO[bytes]) -> Iterator[str]:
+    """Lines as they come; a progress bar's states, which end in a carriage return, as well."""
+    held = b""
+    while chunk := os.read(pipe.fileno(), _CHUNK):
+        *whole, held = re.split(rb"[\r\n]+", held + chunk)
+        yield from (mlclog.plain(part.decode("utf-8", "replace")) for part in whole if part)
+    if held:
+        yield mlclog.plain(held.decode("utf-8", "replace"))
+
+
+def environment(stage: Stage) -> dict[str, str]:
+    """This process's environment, for a child that is mlc_llm.
+
+    Sets iterate in the order of their hashes, which shows in what TVM writes: the seed is fixed.
+    """
+    own = {str(_HERE), str(_HERE.parent)}
+    paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p not in own]
+    if stage.has("source"):
+        paths.insert(0, str(_package_folder(stage.input("source"))))
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONHASHSEED": "0",
+        "TVM_NUM_THREADS": str(stage.cpus),
+        "MLC_DOWNLOAD_CACHE_POLICY": "READONLY",
+        "MLC_JIT_POLICY": "READONLY",
+    }
+
+
+def _package_folder(source: Path) -> Path:
+    """The folder that holds the package mlc_llm: `source` itself, or python/ of a checkout."""
+    for folder in (source, source / "python"):
+        if (folder / "mlc_llm" / "__main__.py").is_file():
+            return folder
+    raise BadInput(
+        "the mlc-llm source holds no Python package mlc_llm",
+        remedy="give a checkout of mlc-ai/mlc-llm: its python/mlc_llm is used",
+    )

@@ -1,0 +1,143 @@
+"""What a model can be compiled for: mlc_llm's words for it, and what this machine must have."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stagekit import BadInput
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One target: `device` as compile takes it, `codegen` that TVM must have, file's suffixes.
+
+    `programs` are looked for on PATH, unless only objects are made; `elsewhere` says where a
+    machine has them. `phone` is a target that links the library under a prefix.
+    """
+
+    device: str
+    codegen: str
+    suffixes: tuple[str, ...]
+    host: str = "auto"
+    programs: tuple[str, ...] = ()
+    elsewhere: str = ""
+    phone: bool = False
+
+    def check(self, name: str, file: str, codegens: Sequence[str]) -> None:
+        """Raise BadInput for a target this image cannot compile for, or a file of another kind."""
+        if self.codegen not in codegens:
+            raise BadInput(
+                f"the TVM of this toolchain makes no code for {self.codegen}, so none for {name}",
+                remedy=f"it has {', '.join(codegens)}; upstream's wheels (toolchain mlc) have more",
+            )
+        suffix = Path(file).suffix
+        if suffix not in (*self.suffixes, ".tar"):
+            raise BadInput(f"{file}: for {name} it is {' or '.join(self.suffixes)}, or .tar")
+        if suffix == ".tar" and not self.always:
+            return
+        missing = [p for p in self.programs if shutil.which(p) is None]
+        if missing:
+            raise BadInput(
+                f"for {name} {' and '.join(missing)} must be there: {self.elsewhere}",
+                remedy="compile there, or take the objects alone (.tar) and link them there"
+                if not self.always
+                else "compile there with the same mlc_llm",
+            )
+
+    @property
+    def always(self) -> bool:
+        """Whether its programs are wanted for objects, too: they compile the kernels."""
+        return self.device in ("iphone", "cuda")
+
+
+_CPU_LEVELS = {"avx2": "x86-64-v3", "": "x86-64-v2"}
+
+TARGETS: Mapping[str, Target] = {
+    "android": Target(device="android", codegen="opencl", suffixes=(".tar",), phone=True),
+    "android:adreno": Target(
+        device="android:adreno", codegen="opencl", suffixes=(".tar",), phone=True
+    ),
+    "iphone": Target(
+        device="iphone",
+        codegen="metal",
+        suffixes=(".tar",),
+        programs=("xcrun",),
+        elsewhere="Xcode's command line tools on a Mac have it",
+        phone=True,
+    ),
+    "metal": Target(
+        device="metal:generic",
+        codegen="metal",
+        suffixes=(".dylib",),
+        host="arm64-apple-darwin",
+        programs=("xcrun",),
+        elsewhere="Xcode's command line tools on a Mac have it",
+    ),
+    "cuda": Target(
+        device="cuda",
+        codegen="cuda",
+        suffixes=(".so",),
+        programs=("nvcc",),
+        elsewhere="NVIDIA's CUDA toolkit has it",
+    ),
+    "vulkan": Target(device="vulkan:generic", codegen="vulkan", suffixes=(".so",)),
+    "windows": Target(
+        device="vulkan:generic",
+        codegen="vulkan",
+        suffixes=(".dll",),
+        host="x86_64-pc-windows-msvc",
+        programs=("lld-link",),
+        elsewhere="a Windows machine with Visual Studio's tools links it",
+    ),
+    "webgpu": Target(
+        device="webgpu",
+        codegen="webgpu",
+        suffixes=(".wasm",),
+        programs=("emcc",),
+        elsewhere="Emscripten has it, and mlc-llm's web/prep_emcc_deps.sh its runtime",
+    ),
+    "cpu": Target(device="cpu", codegen="llvm", suffixes=(".so",)),
+}
+
+
+def device_words(name: str, target: Target, cuda_arch: str) -> list[str]:
+    """compile's options for a target: the device, and the machine that hosts it."""
+    device = target.device
+    if name == "cpu":
+        device = json.dumps(_cpu())
+    elif name == "cuda":
+        device = json.dumps(_cuda(cuda_arch))
+    return ["--device", device, "--host", target.host]
+
+
+def _cpu() -> dict[str, object]:
+    """This kind of machine, not this machine: the library is kept and used on others, too."""
+    machine = platform.machine()
+    if machine != "x86_64":
+        host = {"kind": "llvm", "mtriple": f"{machine}-linux-gnu"}
+    else:
+        try:
+            flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+        except OSError:
+            flags = []
+        level = _CPU_LEVELS["avx2" if "avx2" in flags and "f16c" in flags else ""]
+        host = {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": level}
+    return {**host, "num-cores": int(os.environ.get("KILN_CPUS") or 1), "host": host}
+
+
+def _cuda(arch: str) -> dict[str, object]:
+    """A GPU that need not be here. The limits hold for every one since sm_50."""
+    return {
+        "kind": "cuda",
+        "arch": arch,
+        "max_threads_per_block": 1024,
+        "max_shared_memory_per_block": 49152,
+        "max_num_threads": 1024,
+        "thread_warp_size": 32,
+    }
