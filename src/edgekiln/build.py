@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from edgekiln.digest import digest_json
 from edgekiln.errors import KilnError
 from edgekiln.executors.base import Executor
 from edgekiln.executors.choose import check_executor, choose_executor
+from edgekiln.executors.kitlinks import kits_ready, make_kits
 from edgekiln.home import home
 from edgekiln.locking import held
 from edgekiln.pipeline import Pipeline
@@ -101,11 +102,46 @@ def build(recipe: Recipe, settings: Settings, reporter: Reporter) -> Bundle:
     """Build a recipe's bundle, or find that it is there already."""
     job = prepare(recipe, settings, reporter)
     doctor.refuse_unwritable(job.place)
+    job = _settled(job, settings, reporter)
     with open_store() as store:
         lock = store.root / "locks" / f"place-{digest_json(str(job.place))[:32]}.lock"
         waiting = f"another build writes {job.place}; waiting for it"
         with held(lock, lambda: reporter.say(waiting)):
             return _Build(job, settings, reporter, store).run()
+
+
+def _settled(job: Job, settings: Settings, reporter: Reporter) -> Job:
+    """The job with the last digest of each of its toolchains.
+
+    A kit that nobody publishes a digest of is fetched for that: what was found the first time is
+    part of the keys.
+    """
+    kits = [kit for toolchain in job.toolchains.values() for kit in toolchain.kits]
+    if all(kit.settled for kit in kits):
+        return job
+    from edgekiln.kits import settle
+
+    with _kits_fetched(job.toolchains.values(), reporter) as task:
+        settle(kits, task)
+    again = {name: load_toolchain(name, base=settings.base) for name in job.toolchains}
+    return replace(job, toolchains=again)
+
+
+@contextmanager
+def _kits_fetched(toolchains: Iterable[Toolchain], reporter: Reporter) -> Iterator[Task]:
+    """Ask for the licences of what is about to be fetched, then show how it goes."""
+    from edgekiln.kits import is_ready, licences
+
+    kits = {kit.name: kit for t in toolchains for kit in t.kits if not is_ready(kit)}
+    for kit in kits.values():
+        licences.settle([kit.licence], whose=kit.name)
+    reporter.started("kits", ", ".join(kits))
+    try:
+        yield Task(reporter, "kits")
+    except KilnError:
+        reporter.ended("kits", "failed", {})
+        raise
+    reporter.ended("kits", "done", {})
 
 
 def dry_run(recipe: Recipe, settings: Settings, reporter: Reporter) -> None:
@@ -190,6 +226,11 @@ def limits(settings: Settings) -> Limits:
 
 
 def _make_ready(job: Job, planned: list[Planned], executor: Executor, reporter: Reporter) -> None:
+    """Every kit first: one that cannot be had ends the build before an image is built for it."""
+    needed = _needed(planned)
+    if not all(map(kits_ready, needed)):
+        with _kits_fetched(needed, reporter) as fetching:
+            make_kits(needed, fetching)
     for name in sorted({p.stage.toolchain for p in planned if not p.entry}):
         toolchain = job.toolchains[name]
         if not executor.ready(toolchain):
@@ -203,6 +244,11 @@ def _make_ready(job: Job, planned: list[Planned], executor: Executor, reporter: 
             reporter.ended(task, "done", {})
 
 
+def _needed(planned: list[Planned]) -> list[Toolchain]:
+    """The toolchains of what is still to be run."""
+    return list({p.toolchain.asked: p.toolchain for p in planned if not p.entry}.values())
+
+
 def examine(job: Job, planned: list[Planned], limits: Limits) -> list[doctor.Check]:
     """What is still to be run, against what this machine has."""
     todo = [p.stage for p in planned if not p.entry]
@@ -211,9 +257,11 @@ def examine(job: Job, planned: list[Planned], limits: Limits) -> list[doctor.Che
     hungriest = max(todo, key=lambda s: s.memory)
     store = sum(s.disk for s in todo)
     needs = [(home(), store, "the store"), (job.place, store, "the bundle")]
+    kits = [kit for toolchain in _needed(planned) for kit in toolchain.kits]
+    needs += doctor.room_for_kits(kits)
     memory = doctor.check_memory(hungriest.memory, limits.memory, f"stage {hungriest.name}")
     gpus = [doctor.check_vram(s.vram, f"stage {s.name}") for s in todo if s.vram]
-    return [memory, *gpus, *doctor.check_disk(needs)]
+    return [memory, *gpus, *doctor.check_disk(needs), *doctor.tell_kits(kits)]
 
 
 def _refuse_early(checks: list[doctor.Check]) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from edgekiln.device.payload import Payload
     from edgekiln.device.run import Asked
     from edgekiln.engine import Engine
+    from edgekiln.kits import Kit
 
 # Programs that tests call, and the packages of Debian and Ubuntu that hold them.
 _TESTS_CALL = {"adb": "adb", "aarch64-linux-gnu-as": "binutils-aarch64-linux-gnu"}
@@ -174,6 +175,15 @@ def toolchains_show(name: str) -> None:
     wheels = [(w.name, w.version, f"sha256:{w.sha256}") for w in t.lock.wheels]
     debs = [(d.name, d.version, f"sha256:{d.sha256}") for d in t.lock.debs]
     print(table([*wheels, *debs], ("package", "version", "digest")))
+    if t.kits:
+        print("\n" + table([_kit_row(kit) for kit in t.kits], ("kit", "family", "", "what")))
+
+
+def _kit_row(kit: Kit) -> tuple[str, ...]:
+    from edgekiln.kits import is_ready, missing
+
+    state = "ready" if is_ready(kit) else "to be fetched" if missing([kit]) else "at hand"
+    return kit.name, kit.family, state, kit.summary
 
 
 def toolchains_lock(name: str, *, check: bool) -> None:

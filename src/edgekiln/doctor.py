@@ -8,9 +8,14 @@ import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgekiln import units
 from edgekiln.errors import AccessError, DiskError, KilnError, OutOfMemoryError
+from edgekiln.home import home
+
+if TYPE_CHECKING:
+    from edgekiln.kits import Kit
 
 # Left to the system and its other programs.
 _RESERVE = 768 << 20
@@ -107,6 +112,42 @@ def check_disk(needs: Iterable[tuple[Path, int, str]]) -> list[Check]:
         path, total, names = by_device.get(device, (there, 0, []))
         by_device[device] = (path, total + size, [*names, what])
     return [_disk(path, total, names) for path, total, names in by_device.values()]
+
+
+def room_for_kits(kits: Iterable[Kit]) -> list[tuple[Path, int, str]]:
+    """What `check_disk` wants to know of kits that are still to be fetched or unpacked."""
+    size = sum(kit.download + kit.room for kit in _still_to_come(kits))
+    return [(home(), size, "kits")] if size else []
+
+
+def tell_kits(kits: Iterable[Kit]) -> list[Check]:
+    """A line for each kit that is not ready: what has to be fetched, under which licence."""
+    return [Check(name=f"kit {kit.name}", found=_to_come(kit)) for kit in _still_to_come(kits)]
+
+
+def _still_to_come(kits: Iterable[Kit]) -> list[Kit]:
+    wanted = {kit.name: kit for kit in kits}
+    if not wanted:
+        return []
+    from edgekiln.kits import is_ready
+
+    return [kit for kit in wanted.values() if not is_ready(kit)]
+
+
+def _to_come(kit: Kit) -> str:
+    from edgekiln.kits import licences, missing
+
+    absent = missing([kit])
+    if not absent:
+        return "at hand, to be unpacked"
+    known = units.size(sum(part.size for part in absent))
+    unknown = sum(1 for part in absent if not part.size)
+    sizes = [known] if unknown < len(absent) else []
+    sizes += [f"{unknown} of unknown size"] if unknown else []
+    said = f"to be fetched: {', '.join(part.file for part in absent)} ({' and '.join(sizes)})"
+    if kit.licence and not licences.accepted(kit.licence):
+        said += f"; wants --accept-licence {kit.licence}"
+    return said
 
 
 def _disk(path: Path, need: int, names: list[str]) -> Check:

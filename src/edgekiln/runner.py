@@ -138,6 +138,7 @@ class Runner:
             memory=self._limits.memory,
             beside_others=beside,
             on_event=seen,
+            network=stage.network,
         )
         self._reporter.started(stage.name, f"{stage.program} in {stage.toolchain}, {cpus} threads")
         try:

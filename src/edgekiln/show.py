@@ -50,7 +50,8 @@ def describe_plan(job: Job, planned: list[Planned]) -> str:
     for p in planned:
         state = "cached" if p.entry else "to run"
         needs = "" if p.entry else f"{units.size(p.stage.memory)}, {units.size(p.stage.disk)}"
-        rows.append((p.stage.name, p.toolchain.name, p.stage.program, state, needs))
+        needs += ", network" if needs and p.stage.network else ""
+        rows.append((p.stage.name, p.toolchain.asked, p.stage.program, state, needs))
     model = job.model
     lines = [
         f"backend:   {job.backend.name}",

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
     """Stages are plain processes of this Python."""
-    return Bench(tmp_path, SimpleNamespace(name="plain", digest="0" * 64, env={}, summary=""))
+    return Bench(
+        tmp_path, SimpleNamespace(name="plain", digest="0" * 64, env={}, summary="", kits=())
+    )
 
 
 @pytest.fixture

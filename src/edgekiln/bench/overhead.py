@@ -127,12 +127,13 @@ def _bare(job: Job) -> Iterator[_Shell]:
 def _run(shell: _Shell, stage: Stage, job: Job, place: Path) -> None:
     from edgekiln.doctor import usable_cpus
 
-    run = SimpleNamespace(cpus=usable_cpus(), beside_others=False)
-    work = place / stage.name
-    env: dict[str, Any] = environment(job.toolchains[stage.toolchain], cast(StageRun, run))
+    run = SimpleNamespace(cpus=usable_cpus(), beside_others=False, network=False)
+    work, scripts = place / stage.name, str(project() / "scripts")
+    path = f"/opt/edgekiln/bin:{os.environ['PATH']}"  # the image's; natively it is not there
+    toolchain = job.toolchains[stage.toolchain]
+    env: dict[str, Any] = environment(toolchain, cast(StageRun, run), scripts=scripts, path=path)
     env |= {"KILN_IN": str(work / "in"), "KILN_OUT": str(work / "out"), "HOME": str(work)}
     env |= {"KILN_PARAMS": str(work / "params.json"), "TMPDIR": str(work)}
-    env["PYTHONPATH"] = str(project() / "scripts")
     done = shell.run(project() / "scripts" / stage.program, env)
     if done.returncode:
         raise StageError(f"{stage.program} by hand failed", why=done.stderr.strip()[-300:])

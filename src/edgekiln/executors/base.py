@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ class StageRun:
     """One stage, ready to go: `program` lies under `scripts`, `memory` is the limit in bytes.
 
     `work` belongs to this run alone and holds an empty folder out/; `log` is where the program's
-    own words go; `on_event` is called from the thread that runs the stage.
+    own words go; `on_event` is called from the thread that runs the stage. `network` lets it out.
     """
 
     name: str
@@ -38,6 +39,7 @@ class StageRun:
     memory: int
     beside_others: bool
     on_event: Callable[[Event], None]
+    network: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +65,10 @@ class Executor(Protocol):
         """Where stages will run, in a few words for the user."""
 
     def ready(self, toolchain: Toolchain) -> bool:
-        """Whether the toolchain is already there (no building, no fetching)."""
+        """Whether the toolchain is already there, its kits too (no building, no fetching)."""
 
     def prepare(self, toolchain: Toolchain, progress: Progress) -> None:
-        """Make the toolchain runnable: build or load the image, fill the prefix."""
+        """Make the toolchain runnable: its kits, then the image or the prefix."""
 
     def tidy(self) -> None:
         """Clear away what builds that were killed left running."""
@@ -84,17 +86,28 @@ class Executor(Protocol):
         """Let go of connections."""
 
 
-def environment(toolchain: Toolchain, run: StageRun) -> dict[str, str]:
+def environment(
+    toolchain: Toolchain, run: StageRun, *, scripts: str, path: str, kits: str = ""
+) -> dict[str, str]:
     """What every stage's program finds in its environment, whatever the executor.
 
-    Fixed seeds and dates make the same bytes on every run; the offline switches keep libraries
-    from waiting for a network that is not there; OpenMP's threads sleep instead of spinning when
-    another stage wants the cores.
+    `scripts` is where modules are looked for first; `path` and `kits` are put in for {path} and
+    {kits} in the toolchain's own variables. Fixed seeds and dates make the same bytes on every
+    run; the offline switches keep libraries from waiting for a network that is not there; OpenMP's
+    threads sleep instead of spinning when another stage wants the cores.
     """
     threads = str(run.cpus)
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    own = {
+        key: value.replace("{kits}", kits).replace("{path}", path)
+        for key, value in toolchain.env.items()
+    }
+    modules = [scripts, own["PYTHONPATH"]] if "PYTHONPATH" in own else [scripts]
     return {
-        **toolchain.env,
+        "PATH": path,
+        **own,
+        **(ways_out() if run.network else {}),
+        "PYTHONPATH": ":".join(modules),
         **dict.fromkeys(names, threads),
         "OMP_WAIT_POLICY": "PASSIVE" if run.beside_others else "ACTIVE",
         "KILN_CPUS": threads,
@@ -109,6 +122,12 @@ def environment(toolchain: Toolchain, run: StageRun) -> dict[str, str]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "PIP_REQUIRE_VIRTUALENV": "1",
     }
+
+
+def ways_out() -> dict[str, str]:
+    """The user's proxies: a stage that may go out does so as everything else here."""
+    names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+    return {n: os.environ[n] for name in names for n in (name, name.lower()) if n in os.environ}
 
 
 def read_event(line: str) -> Event | None:

@@ -16,11 +16,13 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
+from urllib.parse import urlsplit
 
 from edgekiln.errors import EngineError, StageError
 from edgekiln.executors import owners
-from edgekiln.executors.base import StageResult, StageRun, environment, read_event
+from edgekiln.executors.base import StageResult, StageRun, environment, read_event, ways_out
 from edgekiln.executors.kills import Killed, kernel_kills, who
+from edgekiln.executors.kitlinks import IN_IMAGE, kits_ready, make_kits
 from edgekiln.executors.paths import engine_path
 from edgekiln.executors.views import places
 
@@ -39,6 +41,8 @@ _PIDS = 4096
 _KILLED = 137
 _FROM_OUTSIDE = (_KILLED, 143)
 _LAST_BREATH = 3.0
+# The image's own, by its Dockerfile.
+_PATH = "/opt/edgekiln/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class DockerExecutor:
@@ -58,15 +62,16 @@ class DockerExecutor:
         return f"{self._engine.kind} {self._engine.version}{rootless} (network none)"
 
     def ready(self, toolchain: Toolchain) -> bool:
-        """Whether the toolchain's image is there."""
+        """Whether the toolchain's image and its kits are there."""
         from edgekiln import images
 
-        return images.exists(self._engine, toolchain)
+        return kits_ready(toolchain) and images.exists(self._engine, toolchain)
 
     def prepare(self, toolchain: Toolchain, progress: Progress) -> None:
-        """Build the toolchain's image."""
+        """Unpack the toolchain's kits and build its image."""
         from edgekiln import images
 
+        make_kits([toolchain], progress)
         images.build(self._engine, toolchain, progress)
 
     def tidy(self) -> None:
@@ -164,7 +169,7 @@ class DockerExecutor:
         scratch.mkdir()
         params = run.work / "params.json"
         params.write_text(json.dumps(run.params), encoding="utf-8")
-        env = {**environment(toolchain, run), "PYTHONPATH": "/kiln/scripts"}
+        env = environment(toolchain, run, scripts="/kiln/scripts", path=_PATH, kits=IN_IMAGE)
         return {
             "image": images.tag(toolchain),
             "entrypoint": [],
@@ -174,8 +179,8 @@ class DockerExecutor:
             "labels": {owners.LABEL: owners.this_process(), _STAGE: run.name},
             **({"user": user} if (user := self._user()) else {}),
             "host_config": api.create_host_config(
-                mounts=self._mounts(run, scratch, params),
-                network_mode="none",
+                mounts=[*self._mounts(run, scratch, params), *self._kits(toolchain)],
+                network_mode=_network() if run.network else "none",
                 cap_drop=["ALL"],
                 security_opt=["no-new-privileges", "label=disable"],
                 read_only=True,
@@ -199,6 +204,12 @@ class DockerExecutor:
             *(self._bind(target, path, read_only=False) for target, path in writable),
         ]
 
+    def _kits(self, toolchain: Toolchain) -> list[Mount]:
+        return [
+            self._bind(f"{IN_IMAGE}/{kit.family}", kit.path, read_only=True)
+            for kit in toolchain.kits
+        ]
+
     def _bind(self, target: str, source: Path, *, read_only: bool) -> Mount:
         from docker.types import Mount
 
@@ -216,6 +227,12 @@ class DockerExecutor:
         if sys.platform == "win32":
             return None
         return f"{os.getuid()}:{os.getgid()}"
+
+
+def _network() -> str:
+    """The engine's own network; this machine's, where a proxy listens on no other address."""
+    hosts = (urlsplit(place).hostname for place in ways_out().values() if "://" in place)
+    return "host" if any(host in ("127.0.0.1", "localhost", "::1") for host in hosts) else "bridge"
 
 
 def _wait_for_end(api: APIClient) -> None:

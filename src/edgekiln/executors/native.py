@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from edgekiln.errors import EngineError
 from edgekiln.executors.base import StageResult, StageRun, environment, read_event
 from edgekiln.executors.kills import Killed, kernel_kills, who
+from edgekiln.executors.kitlinks import kits_ready, link_kits, make_kits
 from edgekiln.executors.procwatch import tree_rss
 
 if TYPE_CHECKING:
@@ -59,15 +60,16 @@ class NativeExecutor:
         return f"native on this machine ({network})"
 
     def ready(self, toolchain: Toolchain) -> bool:
-        """Whether the prefix is filled."""
+        """Whether the prefix is filled and the kits are there."""
         from edgekiln.prefix import prefix_ready
 
-        return prefix_ready(toolchain)
+        return kits_ready(toolchain) and prefix_ready(toolchain)
 
     def prepare(self, toolchain: Toolchain, progress: Progress) -> None:
-        """Fill the toolchain's prefix from its lock."""
+        """Unpack the toolchain's kits and fill its prefix from its lock."""
         from edgekiln.prefix import build_prefix
 
+        make_kits([toolchain], progress)
         build_prefix(toolchain, progress)
 
     def tidy(self) -> None:
@@ -79,11 +81,11 @@ class NativeExecutor:
 
     def run(self, toolchain: Toolchain, run: StageRun) -> StageResult:
         """Run a stage's program and wait for it."""
-        command = [*self._cut, *_guarded(bool(self._cut)), str(self._python_of(toolchain))]
-        command += ["-s", str(run.scripts / run.program)]
+        python, cut = self._python_of(toolchain), [] if run.network else self._cut
+        command = [*cut, *_guarded(bool(cut)), str(python), "-s", str(run.scripts / run.program)]
         began, before = time.monotonic(), kernel_kills()
         with run.log.open("w", encoding="utf-8") as log:
-            process = self._start(command, _layout(toolchain, run), run, log.fileno())
+            process = self._start(command, _layout(toolchain, run, python), run, log.fileno())
             watch = _MemoryWatch(process, run.memory)
             watch.start()
             try:
@@ -173,7 +175,7 @@ def _guarded(own_network: bool) -> list[str]:
     return [sys.executable, "-I", "-S", str(_GUARD), *loopback]
 
 
-def _layout(toolchain: Toolchain, run: StageRun) -> dict[str, str]:
+def _layout(toolchain: Toolchain, run: StageRun, python: Path) -> dict[str, str]:
     """Lay out in/ and scratch/ beside out/, and say so in the environment."""
     inputs, scratch = run.work / "in", run.work / "scratch"
     inputs.mkdir()
@@ -182,10 +184,10 @@ def _layout(toolchain: Toolchain, run: StageRun) -> dict[str, str]:
         (inputs / name).symlink_to(path.absolute())
     params = run.work / "params.json"
     params.write_text(json.dumps(run.params), encoding="utf-8")
+    ways = f"{python.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    kits = str(link_kits(toolchain, python.parent.parent)) if toolchain.kits else ""
     return {
-        "PATH": os.environ.get("PATH", os.defpath),
-        **environment(toolchain, run),
-        "PYTHONPATH": str(run.scripts),
+        **environment(toolchain, run, scripts=str(run.scripts), path=ways, kits=kits),
         "KILN_IN": str(inputs),
         "KILN_OUT": str(run.work / "out"),
         "KILN_PARAMS": str(params),
