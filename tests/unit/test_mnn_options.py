@@ -71,12 +71,14 @@ def test_an_unknown_backend_gets_the_nearest_name() -> None:
 def test_every_option_has_help_and_a_group() -> None:
     for spec in specs(MnnOptions).values():
         assert spec.help, spec.name
-        assert spec.group in ("export", "runtime", "draft", "quality"), spec.name
+        groups = ("export", "sparsity", "runtime", "draft", "device", "quality")
+        assert spec.group in groups, spec.name
 
 
 def test_every_option_of_the_tools_reaches_a_stage() -> None:
     reached = {*EXPORT, *RUNTIME, *SPECULATIVE, *FILES, "max_quant_block", "trust_remote_code"}
     reached |= {"draft_model", "draft_quant_bit", "min_cosine", "max_perplexity_ratio"}
+    reached |= {n for n, s in specs(MnnOptions).items() if s.group in ("sparsity", "device")}
     assert set(specs(MnnOptions)) == reached
 
 

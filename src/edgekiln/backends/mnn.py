@@ -5,8 +5,15 @@
     draft ─────┤           │         the draft model's, where one is asked for
                └─ configure ─ prove  outputs `config` and `prove`
 
-The bundle takes every file of export's `mnn` but its config.json and export_args.json, puts
-configure's config.json beside them, and the same of the draft into draft/.
+With sparsity a pruned model is exported, and the proof is held against what that one says:
+
+    reference                        the dense model, for the loss by pruning
+    prune ─┬─ sparse_reference ─┐    the sparse one, in 32-bit floats still
+           └─ export ───────────┴ …
+
+What is built for the device beside it is in mnn_device. The bundle takes every file of export's
+`mnn` but its config.json and export_args.json, puts configure's config.json beside them, and the
+same of the draft into draft/.
 """
 
 from __future__ import annotations
@@ -22,6 +29,7 @@ from edgekiln.backends.mnn_sizes import (
     export_memory,
     exported_bytes,
     prove_memory,
+    prune_memory,
     reference_memory,
 )
 from edgekiln.errors import QualityError
@@ -37,6 +45,8 @@ _MODEL_FILES = ("llm.mnn", "llm.mnn.weight", "llm_config.json", "tokenizer.mtok"
 # llmexport leaves these for people and for itself; the phone does not read them.
 _NOT_FOR_THE_PHONE = ("config.json", "export_args.json", "llm.mnn.json")
 _TEXTS = Path("scripts/mnn/data")
+# What activations are looked at with where the user gives no text: the proof never reads it.
+_CALIBRATION = Path("scripts/qnn/data/calibration.txt")
 _THREADS = {"cpu": 4, "opencl": 68, "metal": 4}
 
 
@@ -62,22 +72,34 @@ class Mnn:
         return {"draft": options.draft_model} if options.draft_model else {}
 
     def plan(self, options: MnnOptions, models: Mapping[str, Model]) -> Pipeline:
-        """Reference and export, side by side; then configure and prove."""
-        from edgekiln.backends.mnn_checks import check_model, check_options
+        """Reference and export, side by side; then configure and prove; then the device's."""
+        from edgekiln.backends import mnn_device
+        from edgekiln.backends.mnn_checks import as_built, check_model, check_options
 
         check_options(options)
         for role, model in models.items():
             check_model(model, options if role == "model" else _draft_options(options))
-        return Pipeline(stages=tuple(_stages(options, models)))
+        built = as_built(options)
+        device = mnn_device.stages(built, models["model"], mnn_device.sdk_of(built))
+        return Pipeline(stages=(*_stages(built, models), *device))
 
     def findings(self, options: MnnOptions, outputs: Outputs) -> list[Finding]:
-        """The answer, the closeness to the float model, the host's speed."""
-        text = (outputs("prove", "prove") / "prove.json").read_text(encoding="utf-8")
-        return list(_findings(json.loads(text)))
+        """The answer, the closeness to the float model, the host's speed, what was pruned."""
+        from edgekiln.backends import mnn_device
+        from edgekiln.backends.mnn_checks import as_built
+
+        proof = _json(outputs("prove", "prove") / "prove.json")
+        sparse = options.sparsity != "none"
+        found = list(_findings(proof, "the sparse float model" if sparse else "the float model"))
+        if sparse:
+            found.insert(1, _pruned(proof, outputs))
+        return [*found, *mnn_device.findings(as_built(options), outputs)]
 
     def judge(self, options: MnnOptions, findings: list[Finding]) -> None:
         """Hold the figures against the floors."""
         figures = {f.name: f.value for f in findings}
+        if "sparsity" in figures:
+            _judge_sparsity(options, figures["sparsity"])
         cosine, ratio = figures["cosine_mean"], figures["perplexity_ratio"]
         found = f"cosine {cosine:.4f}, perplexity {ratio:.3f} times the float model's"
         # Written so that a figure that is not a number fails.
@@ -94,6 +116,8 @@ class Mnn:
         self, options: MnnOptions, models: Mapping[str, Model], outputs: Outputs
     ) -> Contents:
         """mnn_models/NAME/ as it goes onto the phone."""
+        from edgekiln.backends import mnn_device
+        from edgekiln.backends.mnn_checks import as_built
         from edgekiln.backends.mnn_phone import readme
 
         root = f"mnn_models/{models['model'].name}"
@@ -102,6 +126,7 @@ class Mnn:
         if "draft" in models:
             draft = outputs("draft", "mnn")
             files |= _files(f"{root}/draft", draft, config / "draft" / "config.json")
+        files |= mnn_device.files(as_built(options), models["model"].name, outputs)
         threads = options.threads or _THREADS[options.backend_type]
         words = readme(models["model"], options, threads)
         return Contents(files=files, readme=words)
@@ -113,23 +138,56 @@ BACKEND = Mnn()
 def _stages(options: MnnOptions, models: Mapping[str, Model]) -> Iterator[Stage]:
     model, draft = models["model"], models.get("draft")
     texts = FromPath(path=project() / _TEXTS)
-    yield _reference(model, options, texts)
-    yield _export("export", model, options)
+    source: Input = FromPath(path=model.path)
+    yield _reference("reference", source, model, options, texts)
+    if options.sparsity != "none":
+        yield _prune(model, options)
+        source = FromStage(stage="prune", output="sparse")
+        yield _reference("sparse_reference", source, model, options, texts)
+    yield _export("export", source, model, options)
     inputs: dict[str, Input] = {"mnn": FromStage(stage="export", output="mnn")}
     if draft is not None:
-        yield _export("draft", draft, _draft_options(options))
+        yield _export("draft", FromPath(path=draft.path), draft, _draft_options(options))
         inputs["draft"] = FromStage(stage="draft", output="mnn")
     yield _configure(inputs, options)
     yield _prove(inputs, texts, options, model, draft)
 
 
-def _reference(model: Model, options: MnnOptions, texts: Input) -> Stage:
+def _prune(model: Model, options: MnnOptions) -> Stage:
+    from edgekiln.backends.mnn_checks import wanda
+
+    inputs: dict[str, Input] = {"model": FromPath(path=model.path)}
+    params: dict[str, JSON] = {"method": options.sparsity_method}
+    if wanda(options):
+        inputs["calibration"] = FromPath(path=_calibration(options))
+        params |= {"tokens": options.sparsity_tokens}
+        params |= {"trust_remote_code": True} if options.trust_remote_code else {}
+    return Stage(
+        name="prune",
+        toolchain=_TOOLCHAIN,
+        program="mnn/prune2to4.py",
+        inputs=inputs,
+        outputs=(
+            Output(name="sparse", files=("config.json",)),
+            Output(name="pruned", files=("pruned.json",)),
+        ),
+        params=params,
+        memory=prune_memory(model, options),
+        disk=model.weight_bytes,
+    )
+
+
+def _calibration(options: MnnOptions) -> Path:
+    return Path(options.calib_data) if options.calib_data else project() / _CALIBRATION
+
+
+def _reference(name: str, source: Input, model: Model, options: MnnOptions, texts: Input) -> Stage:
     params: dict[str, JSON] = {"trust_remote_code": True} if options.trust_remote_code else {}
     return Stage(
-        name="reference",
+        name=name,
         toolchain=_TOOLCHAIN,
         program="mnn/reference.py",
-        inputs={"model": FromPath(path=model.path), "texts": texts},
+        inputs={"model": source, "texts": texts},
         outputs=(Output(name="reference", files=("reference.json", "logits.npz")),),
         params=params,
         memory=reference_memory(model),
@@ -137,13 +195,17 @@ def _reference(model: Model, options: MnnOptions, texts: Input) -> Stage:
     )
 
 
-def _export(name: str, model: Model, options: MnnOptions) -> Stage:
+def _export(name: str, source: Input, model: Model, options: MnnOptions) -> Stage:
     from edgekiln.backends.mnn_checks import block, lm_block
 
-    inputs: dict[str, Input] = {"model": FromPath(path=model.path)}
-    for option, source in FILES.items():
+    inputs: dict[str, Input] = {"model": source}
+    for option, file in FILES.items():
         if (path := getattr(options, option)) is not None:
-            inputs[source] = FromPath(path=Path(path))
+            inputs[file] = FromPath(path=Path(path))
+    if options.awq or options.smooth or options.omni:
+        inputs["calib_data"] = FromPath(path=_calibration(options))
+    else:
+        inputs.pop("calib_data", None)  # wanda's alone
     params: dict[str, JSON] = {n: getattr(options, n) for n in EXPORT}
     params |= {"quant_block": block(model, options), "lm_quant_block": lm_block(model, options)}
     return Stage(
@@ -190,7 +252,10 @@ def _prove(
         inputs={
             **inputs,
             "config": FromStage(stage="configure", output="config"),
-            "reference": FromStage(stage="reference", output="reference"),
+            "reference": FromStage(
+                stage="reference" if options.sparsity == "none" else "sparse_reference",
+                output="reference",
+            ),
             "texts": texts,
         },
         outputs=(Output(name="prove", files=("prove.json",)),),
@@ -216,12 +281,51 @@ def _files(root: str, export: Path, config: Path) -> dict[str, Path]:
     return found
 
 
-def _findings(proof: Mapping[str, Any]) -> Iterator[Finding]:
+def _pruned(proof: Mapping[str, Any], outputs: Outputs) -> Finding:
+    """What pruning cost, apart from what quantising did."""
+    dense = _json(outputs("reference", "reference") / "reference.json")["perplexity"]
+    told = _json(outputs("prune", "pruned") / "pruned.json")
+    sparse, quantised = proof["perplexity_float"], proof["perplexity_quantised"]
+    value = {
+        **{k: told[k] for k in ("pattern", "method", "weights", "share_of_zeros", "lost_most")},
+        "perplexity_dense": dense,
+        "perplexity_sparse": sparse,
+        "perplexity_sparse_quantised": quantised,
+        "ratio": sparse / dense,
+        "ratio_in_all": quantised / dense,
+    }
+    text = (
+        f"{told['pattern']} sparse by {told['method']}: perplexity {dense:.2f} dense, "
+        f"{sparse:.2f} sparse ({sparse / dense:.3f} times), "
+        f"{quantised:.2f} sparse and quantised ({quantised / dense:.3f} times in all)"
+    )
+    return Finding(name="sparsity", value=value, text=text)
+
+
+def _judge_sparsity(options: MnnOptions, value: Mapping[str, Any]) -> None:
+    # Written so that a figure that is not a number fails.
+    if not value["ratio"] <= options.max_sparsity_ratio:
+        other = "" if options.sparsity_method == "wanda" else "take --sparsity-method wanda; or "
+        raise QualityError(
+            f"pruned to {value['pattern']} the float model's perplexity is "
+            f"{value['ratio']:.3f} times the dense one's, above {options.max_sparsity_ratio:g}",
+            why="half of its weights are gone, and nothing was trained to make up for them",
+            remedy=f"{other}give calib_data that is closer to what the model will read, build "
+            "without --sparsity, or raise max_sparsity_ratio",
+        )
+
+
+def _json(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+def _findings(proof: Mapping[str, Any], against: str) -> Iterator[Finding]:
     first = proof["answers"][0]
     text = f"{first['prompt']}\n  {first['answer']}"
     yield Finding(name="answer", value=first, text=text)
     cosine, least = proof["cosine_mean"], proof["cosine_min"]
-    text = f"cosine of logits with the float model: {cosine:.4f} (least {least:.4f})"
+    text = f"cosine of logits with {against}: {cosine:.4f} (least {least:.4f})"
     yield Finding(name="cosine_mean", value=cosine, text=text)
     before, after = proof["perplexity_float"], proof["perplexity_quantised"]
     ratio = proof["perplexity_ratio"]
@@ -237,9 +341,9 @@ def _findings(proof: Mapping[str, Any]) -> Iterator[Finding]:
         share = proof["draft"]["agreement"]
         text = f"the draft chooses the model's token {share:.0%} of the time"
         yield Finding(name="draft", value=proof["draft"], text=text)
-    yield Finding(name="proof", value=proof, text=_words(proof))
+    yield Finding(name="proof", value=proof, text=_words(proof, against))
 
 
-def _words(proof: Mapping[str, Any]) -> str:
+def _words(proof: Mapping[str, Any], against: str) -> str:
     alike = sum(e["same_next_token"] for e in proof["prompts"])
-    return f"the same next token as the float model for {alike} of {len(proof['prompts'])} prompts"
+    return f"the same next token as {against} for {alike} of {len(proof['prompts'])} prompts"

@@ -1,5 +1,7 @@
 """Every option of an MNN build: llmexport 0.0.5's, MNN 3.6.1's runtime's, and the floors.
 
+What is pruned before the export and built beside it is here as well.
+
 Not offered, because the build sets them itself: llmexport's path, dst_path, tokenizer_path, type,
 export, test, verbose, mnnconvert and skip_weight. Names, `seperate_embed` too, are the tools' own.
 """
@@ -105,6 +107,33 @@ class _Export:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Sparsity:
+    """Weights made zero before anything is quantised."""
+
+    sparsity: str = option(
+        "none",
+        "2:4: of every four weights of the decoder's linear layers two become zero, ahead of the "
+        "export",
+        choices=("none", "2:4"),
+        group="sparsity",
+    )
+    sparsity_method: str = option(
+        "wanda",
+        "which two: the smallest (magnitude), or those that add least to what the layer gives "
+        "(wanda; reads calib_data, or edgekiln's own text)",
+        choices=("wanda", "magnitude"),
+        group="sparsity",
+    )
+    sparsity_tokens: int = option(
+        8192, "wanda: as much of the text as is read", low=1024, high=1 << 20, group="sparsity"
+    )
+    max_sparsity_ratio: float = option(
+        6.0, "most perplexity of the sparse float model, as a multiple of the dense one's", low=1,
+        group="sparsity",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Runtime:
     """What is written into the phone's config.json."""
 
@@ -197,6 +226,45 @@ class _Draft:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Device:
+    """What is built beside the model: the runtime, the NPU's binaries, the app."""
+
+    runtime: str = option(
+        "none",
+        "build MNN's runtime: for the phone, into the bundle (android), or for this kind of "
+        "machine (host)",
+        choices=("none", "android", "host"),
+        group="device",
+    )
+    separate_libraries: bool = option(
+        False, "runtime: libllm.so, libMNN_CL.so and others beside libMNN.so; not given: all in it",
+        group="device",
+    )  # fmt: skip
+    ndk: str = option("r27c", "the Android NDK, by the name of its kit", group="device")
+    npu: bool = option(
+        False, "for the NPU of a Snapdragon as well: config_qnn.json; with soc and qairt_sdk",
+        group="device",
+    )  # fmt: skip
+    soc: str | None = option(
+        None, "npu: the phone's chip: its name (sm8750), number (69) or marketing name (8 Elite)",
+        group="device",
+    )  # fmt: skip
+    qairt_sdk: str | None = option(
+        None, "npu: the vendor's SDK, as its zip or unpacked", path=True, group="device"
+    )
+    npu_chunk: int = option(
+        128, "npu: tokens of a prompt read at a time", choices=(32, 64, 128, 256), group="device"
+    )
+    npu_history: int = option(
+        0, "npu: longest history in tokens; 0: no limit", low=0, high=1 << 20, group="device"
+    )
+    app: str = option(
+        "none", "MNN's chat app, MnnLlmChat, with the built runtime; with runtime android",
+        choices=("none", "debug"), group="device",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Quality:
     """Below these the build fails. The presets set them from measurements."""
 
@@ -209,7 +277,7 @@ class _Quality:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MnnOptions(_Quality, _Draft, _Runtime, _Export):
+class MnnOptions(_Quality, _Device, _Draft, _Runtime, _Sparsity, _Export):
     """All options of the MNN backend."""
 
 
@@ -222,7 +290,7 @@ RUNTIME = tuple(f.name for f in fields(_Runtime))
 SPECULATIVE = tuple(
     f.name for f in fields(_Draft) if f.name not in ("draft_model", "draft_quant_bit")
 )
-# Options that name a file or folder, and the stage input each becomes.
+# Options of the export that name a file or folder, and the stage input each becomes.
 FILES = {
     "calib_data": "calib_data",
     "quant_config": "quant_config",

@@ -3,7 +3,8 @@
 The factors were measured on SmolLM2-135M (269 MB of weights, vocabulary 49152) and on a model of
 the shape of Qwen2-0.5B (988 MB, vocabulary 151936) and rounded up. Peak resident memory there,
 measured and by these formulas: export 1.47 and 4.85 GB (1.8 and 5.1), reference 1.21 and 3.36 GB
-(1.8 and 4.2), prove 0.39 GB (0.8) for the smaller.
+(1.8 and 4.2), prove 0.39 GB (0.8) for the smaller; prune 1.06 GB (1.7) with wanda, 0.29 GB (0.8)
+by magnitude.
 """
 
 from __future__ import annotations
@@ -40,6 +41,21 @@ def prove_memory(model: Model, options: MnnOptions) -> int:
     """Peak of MNN's runtime, with all logits of a window."""
     copies = 3 if options.quant_bit == 16 else 2
     return _MNN + copies * exported_bytes(model, options) + 5 * _logits(model)
+
+
+def prune_memory(model: Model, options: MnnOptions) -> int:
+    """Peak of pruning: a tensor at a time; with wanda the model, a layer in 32 bits, the text."""
+    tensor = 12 * model.hidden_size * max(model.hidden_size, _inner(model))
+    if options.sparsity_method == "magnitude":
+        return _TORCH + tensor
+    layer = 12 * model.parameters // max(model.layers, 1)
+    states = 8 * options.sparsity_tokens * model.hidden_size
+    return _TORCH + tensor + 5 * model.weight_bytes // 4 + layer + states + 2 * _logits(model)
+
+
+def _inner(model: Model) -> int:
+    found = model.config.get("intermediate_size")
+    return found if isinstance(found, int) else 4 * model.hidden_size
 
 
 def exported_bytes(model: Model, options: MnnOptions) -> int:
