@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 # How much larger or smaller than a tensor a buffer may be to be used for it.
@@ -41,27 +41,27 @@ class Scheme:
     floats: int = 2
     ends: bool = True  # whether the embedding and the output layer are quantised
 
-    def matrix(self, rows: int, width: int, *, end: bool = False, scale: int | None = None) -> int:
+    def matrix(self, rows: int, width: int, *, end: bool = False) -> int:
         """Bytes of a matrix; `end` for the embedding and the output layer."""
         if not self.group or (end and not self.ends):
             return rows * width * self.floats
-        return rows * math.ceil(width / self.group) * (self.packed + (scale or self.floats))
+        return rows * math.ceil(width / self.group) * (self.packed + self.floats)
 
 
 # mlc_llm/quantization/quantization.py; a group is a whole number of 32-bit words.
-_INT3, _INT4 = {"group": 40, "packed": 16}, {"group": 32, "packed": 16}
+_INT3, _INT4 = Scheme(group=40, packed=16), Scheme(group=32, packed=16)
 SCHEMES: Mapping[str, Scheme] = {
     "q0f16": Scheme(),
     "q0bf16": Scheme(),
     "q0f32": Scheme(floats=4),
-    "q3f16_0": Scheme(**_INT3),
-    "q3f16_1": Scheme(**_INT3),
-    "q4f16_0": Scheme(**_INT4),
-    "q4f16_1": Scheme(**_INT4),
-    "q4bf16_0": Scheme(**_INT4),
-    "q4bf16_1": Scheme(**_INT4),
-    "q4f32_1": Scheme(**_INT4, floats=4),
-    "q4f16_2": Scheme(**_INT4, ends=False),
+    "q3f16_0": _INT3,
+    "q3f16_1": _INT3,
+    "q4f16_0": _INT4,
+    "q4f16_1": _INT4,
+    "q4bf16_0": _INT4,
+    "q4bf16_1": _INT4,
+    "q4f32_1": replace(_INT4, floats=4),
+    "q4f16_2": replace(_INT4, ends=False),
 }
 
 
@@ -217,6 +217,9 @@ def _layers(s: Shape, family: Family, scheme: Scheme, tokens: int) -> _Plan:
     """
     plan = _Plan()
     row = tokens * scheme.floats
+    wide = tokens * (family.mlp_floats or scheme.floats) * s.inner
+    kind = "wider" if wide > row * s.inner else ""
+    inner = [(2 * wide, kind), (wide, kind)] if family.gated else [(wide, kind)]
     normed, residual = plan.take(row * s.hidden), None
     for layer in range(s.layers):
         mixed = plan.take(row * (s.queries + 2 * s.keys))
@@ -230,7 +233,7 @@ def _layers(s: Shape, family: Family, scheme: Scheme, tokens: int) -> _Plan:
         normed, added = plan.take(row * s.hidden), plan.take(row * s.hidden)
         plan.give(projected)
         plan.give(residual)
-        down = _mlp(plan, s, family, scheme, tokens, normed)
+        down = _mlp(plan, inner, row * s.hidden, normed)
         normed = plan.take(row * s.hidden)
         # Behind the last layer nothing is added any more.
         residual = plan.take(row * s.hidden) if layer < s.layers - 1 else None
@@ -253,19 +256,15 @@ def _qk_norm(plan: _Plan, s: Shape, row: int, mixed: _Buffer) -> _Buffer:
     return together
 
 
-def _mlp(
-    plan: _Plan, s: Shape, family: Family, scheme: Scheme, tokens: int, normed: _Buffer
-) -> _Buffer:
-    width = family.mlp_floats or scheme.floats
-    kind = "" if width == scheme.floats else "wider"
-    inner = plan.take(tokens * width * s.inner * (2 if family.gated else 1), kind)
-    plan.give(normed)
-    if family.gated:
-        active = plan.take(tokens * width * s.inner, kind)
-        plan.give(inner)
-        inner = active
-    down = plan.take(tokens * scheme.floats * s.hidden)
-    plan.give(inner)
+def _mlp(plan: _Plan, inner: list[tuple[int, str]], out: int, normed: _Buffer) -> _Buffer:
+    """The inner tensors, by bytes and type, each made of the one before."""
+    last = normed
+    for size, kind in inner:
+        made = plan.take(size, kind)
+        plan.give(last)
+        last = made
+    down = plan.take(out)
+    plan.give(last)
     return down
 
 

@@ -48,8 +48,8 @@ class _Compile:
     target: str = option("android", "what to compile for", choices=tuple(TARGETS), group="compile")
     context_window_size: int | None = option(
         None,
-        "tokens of prompt and answer together. Not given: the model's own, on Android and iPhone at "
-        "most 4096",
+        "tokens of prompt and answer together. Not given: the model's own, on Android and iPhone "
+        "at most 4096",
         low=64,
         high=1 << 20,
         group="compile",
@@ -89,8 +89,8 @@ class _Compile:
     system_lib_prefix: str = option(
         "auto",
         "what a static library's symbols begin with; model_lib is this without its last "
-        "underscore. auto: TYPE_QUANTIZATION_, and NAME_QUANTIZATION_ where two models of a package "
-        "would have the same",
+        "underscore. auto: TYPE_QUANTIZATION_, and NAME_QUANTIZATION_ where two models of a "
+        "package would have the same",
         group="compile",
     )
     cuda_arch: str = option("sm_80", "target cuda: the GPUs' architecture", group="compile")
