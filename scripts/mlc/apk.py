@@ -75,7 +75,8 @@ def _key(stage: Stage, folder: Path) -> apksign.Key:
         signing = stage.input("signing") if stage.has("signing") else None
         return apksign.users_key(stage.input("keystore"), signing, folder)
     if stage.has("debug_keystore"):
-        return apksign.debug_key(stage.input("debug_keystore"), folder)
+        kept = stage.input("debug_keystore")
+        return apksign.debug_key(kept / "debug.keystore" if kept.is_dir() else kept, folder)
     keystore = folder / "debug.keystore"
     folder.mkdir(parents=True)
     apksign.make_debug_keystore(keystore, folder)

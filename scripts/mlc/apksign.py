@@ -1,4 +1,4 @@
-"""Aligning, signing and verifying an APK with Android's own zipalign and apksigner.
+"""Aligning, signing and verifying an APK, by Android's own zipalign and apksigner.
 
 No password is ever an argument or in a log: the tools read it from a file that only we can read.
 """
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import apkfile
+import mlclog
 import mlctool
 
 from stagekit import BadInput
@@ -27,7 +28,10 @@ _WORDS = ("storePassword", "keyAlias", "keyPassword")
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """A keystore and how to open it. The files hold one password each."""
+    """A keystore and how to open it.
+
+    The files hold one password each: given one file twice, apksigner reads a line at a time.
+    """
 
     keystore: Path
     alias: str
@@ -67,8 +71,12 @@ def users_key(keystore: Path, signing: Path | None, folder: Path) -> Key:
 
 def debug_key(keystore: Path, folder: Path) -> Key:
     """A debug keystore, opened as every debug keystore of Android is."""
-    password = _secret(folder / "debug", _PASSWORD)
-    return Key(keystore=keystore, alias=_ALIAS, store_password=password, key_password=password)
+    return Key(
+        keystore=keystore,
+        alias=_ALIAS,
+        store_password=_secret(folder / "store", _PASSWORD),
+        key_password=_secret(folder / "key", _PASSWORD),
+    )
 
 
 def make_debug_keystore(keystore: Path, folder: Path) -> None:
@@ -82,22 +90,20 @@ def make_debug_keystore(keystore: Path, folder: Path) -> None:
 
 
 def align(apk: Path, aligned: Path, page_size: int) -> None:
-    """Put the native libraries at pages. Raises RuntimeError where zipalign is too old for that."""
+    """Put the native libraries at pages, and have zipalign look. Raises ToolError if it objects.
+
+    zipalign itself knows pages of more than 4 KB only since build tools 35, and its padding says
+    nothing to an apksigner that moves entries; so ours is written, and zipalign checks it.
+    """
+    apkfile.align(apk, aligned, page_size)
     program = _program("zipalign")
-    pages = ["-P", str(page_size // 1024)]
     try:
-        mlctool.call("zipalign", [program, "-f", *pages, "4", str(apk), str(aligned)], os.environ)
+        words = [program, "-c", "-P", str(page_size // 1024), "4", str(aligned)]
+        mlctool.call("zipalign", words, os.environ)
     except mlctool.ToolError as error:
-        if not any("-P" in line or "Usage" in line for line in error.lines):
+        if not any("Usage" in line for line in error.lines):
             raise
-        # Build tools before 35 know pages of 4 KB alone.
-        mlctool.call("zipalign", [program, "-f", "-p", "4", str(apk), str(aligned)], os.environ)
-    wrong = apkfile.misaligned(aligned, page_size)
-    if wrong:
-        raise RuntimeError(
-            f"{', '.join(wrong)} is not at a page of {page_size} bytes: "
-            "this zipalign cannot do it, build tools 35 can"
-        )
+        mlctool.call("zipalign", [program, "-c", "-p", "4", str(aligned)], os.environ)
 
 
 def sign(apk: Path, signed: Path, key: Key) -> Signed:
@@ -111,7 +117,7 @@ def sign(apk: Path, signed: Path, key: Key) -> Signed:
         said = "\n".join(error.lines)
         if re.search(r"keystore|password|alias|UnrecoverableKey", said, re.IGNORECASE):
             raise BadInput(
-                f"the keystore does not open: {error.lines[-1] if error.lines else 'no word why'}",
+                f"the keystore does not open: {mlclog.last_words(error.lines)}",
                 remedy="look at its alias and its passwords",
             ) from error
         raise
