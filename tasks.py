@@ -24,6 +24,12 @@ _COMMON = {
 }
 _PICKLE = {"trust-pickle": "accept weights in pickle files: opening one can run code"}
 _MODEL = "a directory, a Hub id org/name@revision, modelscope:org/name, or smollm2-135m-instruct"
+_OFFLINE = {
+    "vendor-dir": "a folder to look into first, as `kiln toolchains fetch` fills it "
+    "(or EDGEKILN_VENDOR)",
+    "accept-licence": "accept a licence without being asked, e.g. android-sdk; several with "
+    "commas (or EDGEKILN_ACCEPT_LICENCES)",
+}
 _TOOLCHAIN = {"name": "the toolchain, as `kiln toolchains list` names it"}
 
 
@@ -43,6 +49,7 @@ _TOOLCHAIN = {"name": "the toolchain, as `kiln toolchains list` names it"}
         "dry-run": "show the plan and what it needs; make nothing (a model is still fetched)",
         "force": "start although memory or disk look too small",
         "refresh": "ask the Hub again which commit the model's branch is at",
+        **_OFFLINE,
         **cli.option_help(options_by_backend()),
     },
 )
@@ -62,6 +69,8 @@ def build(
     force: bool = False,
     refresh: bool = False,
     trust_pickle: bool = False,
+    vendor_dir: str | None = None,
+    accept_licence: str | None = None,
     quiet: bool = False,
     json: bool = False,
     debug: bool = False,
@@ -86,6 +95,7 @@ def build(
     from edgekiln.units import parse_size
 
     with cli.reporting(quiet=quiet, as_json=json, debug=debug) as reporter:
+        cli.offline(vendor_dir, accept_licence)
         what = make_recipe(
             recipe=cli.given("recipe", recipe),
             backend=backend,
@@ -147,20 +157,37 @@ def images_list(c: Context) -> None:
         **_TOOLCHAIN,
         "base": "build on another base: debian-12, or any image the engine can have",
         "frozen": "refuse packages of the distribution that are not exactly the locked ones",
+        "dry-run": "print every address, digest and size that would be fetched; fetch nothing",
+        **_OFFLINE,
     },
     auto_shortflags=False,
 )
 @cli.command
-def images_build(c: Context, name: str, base: str = "", frozen: bool = False) -> None:
+def images_build(
+    c: Context,
+    name: str,
+    base: str = "",
+    frozen: bool = False,
+    dry_run: bool = False,
+    vendor_dir: str | None = None,
+    accept_licence: str | None = None,
+) -> None:
     """Build an image from its lock, run its verify, and tag it; nothing if it is there.
 
     `kiln build` does this by itself where an image is missing.
 
-    Example: kiln images build mnn
+    Examples:
+      kiln images build mnn
+      kiln images build mnn --dry-run
     """
     from edgekiln.commands import images_build as run
+    from edgekiln.commands import images_dry_run as show
 
-    run(name, base=base or None, frozen=frozen)
+    cli.offline(vendor_dir, accept_licence)
+    if dry_run:
+        show(name, base=base or None)
+    else:
+        run(name, base=base or None, frozen=frozen)
 
 
 @task(
@@ -328,6 +355,41 @@ def toolchains_lock(c: Context, name: str = "", check: bool = False) -> None:
     from edgekiln.commands import toolchains_lock as run
 
     run(name, check=check)
+
+
+@task(
+    name="fetch",
+    positional=["name"],
+    help={
+        **_DEBUG,
+        **_TOOLCHAIN,
+        "to": "the folder to fill; what it has already stays",
+        "image": "build the image too and put it there: then base and packages are in it",
+        **_OFFLINE,
+    },
+    auto_shortflags=False,
+)
+@cli.command
+def toolchains_fetch(
+    c: Context,
+    name: str,
+    to: str,
+    image: bool = False,
+    vendor_dir: str | None = None,
+    accept_licence: str | None = None,
+) -> None:
+    """Fill a folder with what a toolchain is made of, for a machine that has no way out.
+
+    docs/offline.md says what such a machine needs besides.
+
+    Examples:
+      kiln toolchains fetch mnn --to vendor
+      kiln toolchains fetch qnn --to vendor --image
+    """
+    from edgekiln.commands import toolchains_fetch as run
+
+    cli.offline(vendor_dir, accept_licence)
+    run(name, to=Path(to), image=image)
 
 
 @task(name="list", help=_DEBUG, auto_shortflags=False)
@@ -665,7 +727,9 @@ namespace.add_collection(
     )
 )
 namespace.add_collection(_group("models", models_get, models_show))
-namespace.add_collection(_group("toolchains", toolchains_list, toolchains_show, toolchains_lock))
+namespace.add_collection(
+    _group("toolchains", toolchains_list, toolchains_show, toolchains_lock, toolchains_fetch)
+)
 namespace.add_collection(_group("recipes", recipes_list, recipes_show))
 namespace.add_collection(_group("device", device_list, device_push, device_run, device_profile))
 namespace.add_collection(_group("store", store_list, store_gc))

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import functools
 import inspect
+import os
 import re
 import signal
 import sys
@@ -200,6 +201,27 @@ def given(name: str, value: str | None) -> str:
             remedy=f"give a value, or leave --{name} out",
         )
     return value or ""
+
+
+def offline(vendor_dir: str | None, accept_licence: str | None) -> None:
+    """Let --vendor-dir and --accept-licence hold for this command, as their variables do.
+
+    Raises UsageError for a folder that is not there, or a licence that nothing asks for.
+    """
+    if folder := given("vendor-dir", vendor_dir):
+        place = Path(folder).expanduser().absolute()
+        if not place.is_dir():
+            raise UsageError(
+                f"--vendor-dir {folder} is no folder",
+                remedy="fill one with `kiln toolchains fetch NAME --to DIR`",
+            )
+        os.environ["EDGEKILN_VENDOR"] = str(place)
+    if names := given("accept-licence", accept_licence):
+        from edgekiln.kits import licences
+
+        before = os.environ.get(licences.VARIABLE, "")
+        os.environ[licences.VARIABLE] = f"{before},{names}"
+        licences.accept_by_option()
 
 
 def name_the_nearest() -> None:

@@ -80,6 +80,16 @@ def images_build(name: str, *, base: str | None, frozen: bool) -> None:
     print(images.tag(toolchain))
 
 
+def images_dry_run(name: str, *, base: str | None) -> None:
+    """Print every address, digest and size that building an image would fetch; fetch nothing."""
+    from edgekiln.engine import find_engine
+    from edgekiln.kits import shown
+    from edgekiln.toolchain import load_toolchain
+
+    toolchain = load_toolchain(name, base=base)
+    print(shown.text(toolchain, shown.needed(toolchain, find_engine())))
+
+
 def images_verify(name: str) -> None:
     """Run an image's verify."""
     from edgekiln import images
@@ -184,6 +194,26 @@ def _kit_row(kit: Kit) -> tuple[str, ...]:
 
     state = "ready" if is_ready(kit) else "to be fetched" if missing([kit]) else "at hand"
     return kit.name, kit.family, state, kit.summary
+
+
+def toolchains_fetch(name: str, *, to: Path, image: bool) -> None:
+    """Fill a folder with all that a toolchain is made of, for a machine without a network."""
+    from edgekiln import images
+    from edgekiln.kits import licences, vendor
+    from edgekiln.toolchain import load_toolchain
+
+    toolchain = load_toolchain(name)
+    for kit in toolchain.kits:
+        licences.settle([kit.licence], whose=kit.name)
+    folder = to.expanduser().absolute()
+    with _task(f"fetch {name}") as task:
+        filled = vendor.fill(toolchain, folder, task)
+        if image:
+            images.build(_engine(), toolchain, task)
+            vendor.save_image(_engine(), toolchain, folder, task)
+    size = sum(path.stat().st_size for path in filled.files)
+    bare = len(filled.repositories)
+    print(f"{folder}: {len(filled.files)} files ({units.size(size)}), {bare} repositories")
 
 
 def toolchains_lock(name: str, *, check: bool) -> None:

@@ -73,12 +73,43 @@ def build(
     name = tag(toolchain)
     lock = home() / "locks" / f"{name.replace('/', '-').replace(':', '-')}.lock"
     with held(lock, lambda: progress.note(f"waiting: another edgekiln is building {name}")):
-        if fresh or not exists(engine, toolchain):
+        if fresh or not (exists(engine, toolchain) or loaded(engine, toolchain, progress)):
             _build(engine, toolchain, progress, frozen=frozen, fresh=fresh)
         elif frozen and (newer := drift(engine, toolchain)):
             remedy = f"kiln images build {toolchain.name} --frozen --fresh, or lock it anew"
             raise ImageError(f"{name} is newer than its lock", why=newer[0], remedy=remedy)
     return name
+
+
+def archive_name(toolchain: Toolchain) -> str:
+    """How the image's file is called in a vendor folder: by its tag, so by all that is in it."""
+    return f"{tag(toolchain).replace('/', '-').replace(':', '-')}.image.tar"
+
+
+def loaded(engine: Engine, toolchain: Toolchain, progress: Progress) -> bool:
+    """Whether the vendor folder has the image, which is then loaded and verified.
+
+    Raises ImageError for a file that is not this toolchain's image, or fails its verify.
+    """
+    from edgekiln.fetch import vendored
+
+    path = vendored(archive_name(toolchain))
+    if path is None:
+        return False
+    progress.update(0, None, f"loading {path.name}")
+    _quiet(engine, ["load", "--input", str(path)])
+    found = engine.image(tag(toolchain))
+    labels = ((found or {}).get("Config") or {}).get("Labels") or {}
+    if labels.get("io.edgekiln.toolchain.lock") != f"sha256:{toolchain.installed}":
+        why = f"it does not hold {tag(toolchain)} as it is locked"
+        remedy = f"kiln toolchains fetch {toolchain.name} --image --to DIR, with this checkout"
+        raise ImageError(f"{path} is another image", why=why, remedy=remedy)
+    try:
+        verify(engine, tag(toolchain))
+    except ImageError:
+        remove(engine, tag(toolchain))
+        raise
+    return True
 
 
 def _build(

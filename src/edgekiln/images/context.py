@@ -97,9 +97,11 @@ def indexes(
     """uv's environment for what is not at hand, with further places where they are needed.
 
     A wheel with a local version (+cpu) is in no Python index: when it is not at hand, the
-    toolchain's places are tried, those that answer.
+    toolchain's places are tried, those that answer. With every wheel at hand no index is asked.
     """
     env = uv_environment(pip, remote_only=remote_only)
+    if all(wheel.file in local for wheel in toolchain.lock.wheels):
+        return {**env, "UV_NO_INDEX": "1"}
     if any(wheel.local and wheel.file not in local for wheel in toolchain.lock.wheels):
         found = answering(toolchain.places, pip)
         env["UV_INDEX"] = " ".join([*env.get("UV_INDEX", "").split(), *found])

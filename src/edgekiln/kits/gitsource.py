@@ -14,7 +14,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
@@ -118,6 +118,36 @@ def _fetch(
         time.sleep(pause)
 
 
+def walk(
+    source: Source,
+    folders: Sequence[Path],
+    cache: Path,
+    progress: Progress,
+    *,
+    retries: Sequence[float] = RETRIES,
+) -> Iterator[tuple[Repository, Path]]:
+    """A source's repository and all inside it, each with a bare repository that has its commit.
+
+    What `folders` do not have is fetched into `cache`. Raises DigestError for a submodule at
+    another commit than its pin, or one that the YAML names and the tree does not.
+    """
+    waiting = [listed(source)[0]]
+    seen: set[str] = set()
+    while waiting:
+        each = waiting.pop(0)
+        bare = obtain(each, folders, cache, progress, retries=retries)
+        found = list(_inside(source, each, bare))
+        seen.update(sub.path for sub in found)
+        waiting += [sub for sub in found if sub.path not in source.without]
+        yield each, bare
+    if strange := sorted({*source.submodules, *source.without} - seen):
+        raise DigestError(
+            f"commit {source.commit[:12]} has no submodule at {strange[0]}",
+            why="the kit's YAML names one there",
+            remedy="mend the kit's YAML, or take the commit that it was written for",
+        )
+
+
 def lay_out(
     source: Source,
     folders: Sequence[Path],
@@ -129,34 +159,21 @@ def lay_out(
 ) -> list[Repository]:
     """Put a source's files and those of its submodules into a plain folder.
 
-    Returns what was laid out. Raises DigestError for a submodule at another commit than its pin,
-    or for bytes that are not the commit's.
+    Returns what was laid out. Raises DigestError as `walk` does, and for bytes that are not the
+    commit's.
     """
-    laid: list[Repository] = []
-    waiting = [listed(source)[0]]
-    seen: set[str] = set()
-    while waiting:
-        each = waiting.pop(0)
-        bare = obtain(each, folders, cache, progress, retries=retries)
-        place = into if each.path == "." else into / each.path
-        gitlinks = _write(bare, each, place, progress)
-        found = list(_inside(source, each, bare, gitlinks))
-        seen.update(sub.path for sub in found)
-        waiting += [sub for sub in found if sub.path not in source.without]
+    laid = []
+    for each, bare in walk(source, folders, cache, progress, retries=retries):
+        _write(bare, each, into if each.path == "." else into / each.path, progress)
         laid.append(each)
-    if strange := sorted({*source.submodules, *source.without} - seen):
-        raise DigestError(
-            f"commit {source.commit[:12]} has no submodule at {strange[0]}",
-            why="the kit's YAML names one there",
-            remedy="mend the kit's YAML, or take the commit that it was written for",
-        )
     return laid
 
 
-def _inside(
-    source: Source, outer: Repository, bare: Path, gitlinks: Mapping[str, str]
-) -> Iterator[Repository]:
+def _inside(source: Source, outer: Repository, bare: Path) -> Iterator[Repository]:
     """The repositories that a tree names, each held against its pin."""
+    with _Objects(bare, outer) as objects:
+        files = objects.files(objects.tree())
+        gitlinks = {path: name for mode, name, path in files if mode == _GITLINK}
     addresses = _addresses(bare, outer) if gitlinks else {}
     for path, commit in sorted(gitlinks.items()):
         full = path if outer.path == "." else f"{outer.path}/{path}"
@@ -238,6 +255,11 @@ class _Objects:
             )
         return body
 
+    def tree(self) -> str:
+        """The name of the tree that the commit names."""
+        commit = self.read(self.repository.commit, "commit", "the commit")
+        return commit.partition(b"\n")[0].removeprefix(b"tree ").decode()
+
     def files(self, tree: str, prefix: str = "") -> Iterator[tuple[str, str, str]]:
         """(mode, name, path) of all in a tree but the trees."""
         body = self.read(tree, "tree", prefix or "its tree")
@@ -252,17 +274,14 @@ class _Objects:
                 yield mode, name, prefix + file
 
 
-def _write(bare: Path, repository: Repository, into: Path, progress: Progress) -> dict[str, str]:
-    """Write a commit's files; gives path → commit of its submodules."""
-    links, gitlinks = {}, {}
+def _write(bare: Path, repository: Repository, into: Path, progress: Progress) -> None:
+    """Write a commit's files; a submodule is an empty folder for the time being."""
+    links = {}
     into.mkdir(parents=True, exist_ok=True)
     with _Objects(bare, repository) as objects:
-        commit = objects.read(repository.commit, "commit", "the commit")
-        tree = commit.partition(b"\n")[0].removeprefix(b"tree ").decode()
-        files = list(objects.files(tree))
+        files = list(objects.files(objects.tree()))
         for number, (mode, name, path) in enumerate(files, 1):
             if mode == _GITLINK:
-                gitlinks[path] = name
                 (into / path).mkdir(parents=True, exist_ok=True)
                 continue
             body = objects.read(name, "blob", path)
@@ -274,7 +293,6 @@ def _write(bare: Path, repository: Repository, into: Path, progress: Progress) -
                 progress.update(number, len(files), f"writing {repository.bare}")
     for path, target in links.items():  # last: nothing is written through one
         _write_link(into, path, target, repository)
-    return gitlinks
 
 
 def _check_name(name: str, prefix: str, repository: Repository) -> None:

@@ -56,6 +56,12 @@ def accepted(name: str) -> bool:
     return name in _by_option() or name in read_json(record_file())
 
 
+def accept_by_option() -> None:
+    """Record every licence that the option or the environment accepts."""
+    for name in _by_option():
+        _record(name, "option")
+
+
 def require(names: Iterable[str], *, whose: str) -> None:
     """Raise LicenceError unless each licence is accepted; one accepted by option is recorded."""
     for name in sorted({name for name in names if name}):

@@ -90,12 +90,17 @@ def _fill(toolchain: Toolchain, path: Path, progress: Progress) -> None:
     from edgekiln.prefix.pythons import find_python
     from edgekiln.toolchain import folder
     from edgekiln.toolchain.uvtool import linux_uv
-    from edgekiln.toolchain.wheels import find_local
-    from edgekiln.user.pipconf import pip_settings
+    from edgekiln.toolchain.wheels import find_local, vendor
+    from edgekiln.user.pipconf import PipSettings, pip_settings
 
     pip = pip_settings()
     unusual = [wheel for wheel in toolchain.lock.wheels if wheel.local]
-    env = indexes(toolchain, set(find_local(unusual, pip)), pip, remote_only=False)
+    at_hand = set(find_local(unusual, pip))
+    if vendor():
+        at_hand |= set(find_local(toolchain.lock.wheels, PipSettings()))
+    env = indexes(toolchain, at_hand, pip, remote_only=False)
+    links = [*map(str, vendor()), *filter(None, [env.get("UV_FIND_LINKS")])]
+    env |= {"UV_FIND_LINKS": ",".join(links)} if links else {}
     uv = linux_uv(toolchain.lock.uv, pip, progress)
     if pip.cert:
         env["SSL_CERT_FILE"] = pip.cert

@@ -1,4 +1,7 @@
-"""Wheels that already lie on this machine, recognised by the digest the lock holds."""
+"""Wheels that already lie on this machine, recognised by the digest the lock holds.
+
+The vendor folder (EDGEKILN_VENDOR) is looked into first, then the user's own find-links.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +43,15 @@ def find_local(wheels: Iterable[Wheel], pip: PipSettings) -> dict[str, Path]:
     return found
 
 
+def vendor() -> list[Path]:
+    """The vendor folder, when one is named and there."""
+    named = os.environ.get("EDGEKILN_VENDOR")
+    folder = Path(named).expanduser() if named else None
+    return [folder] if folder and folder.is_dir() else []
+
+
 def _candidates(wheel: Wheel, pip: PipSettings) -> Iterator[Path]:
-    for folder in pip.folders():
+    for folder in (*vendor(), *pip.folders()):
         if (folder / wheel.file).is_file():
             yield folder / wheel.file
     for index in pip.file_indexes():

@@ -1,0 +1,230 @@
+"""A vendor folder: everything a toolchain is made of, for a machine that has no way out.
+
+Archives by their names, git sources as bare repositories, wheels, and where asked the image. What
+it holds is listed in its SHA256SUMS; nothing in it is believed but what a lock or a kit pins.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekiln.calls import call_logged
+from edgekiln.errors import FetchError, KilnError
+from edgekiln.fetch import RETRIES
+from edgekiln.home import home
+from edgekiln.kits import Kit, firstuse, gitsource, licences, making, vendor_folder
+from edgekiln.progress import Progress
+from edgekiln.toolchain.lock import Wheel
+from edgekiln.toolchain.places import answering
+from edgekiln.toolchain.wheels import check_file, find_local, put, sha256_of
+from edgekiln.user.pipconf import PipSettings, pip_command, pip_settings
+
+if TYPE_CHECKING:
+    from edgekiln.engine import Engine
+    from edgekiln.toolchain import Toolchain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filled:
+    """What a folder was filled with: archives and wheels by name, bare repositories."""
+
+    files: tuple[Path, ...]
+    repositories: tuple[Path, ...]
+
+
+def fill(toolchain: Toolchain, folder: Path, progress: Progress) -> Filled:
+    """Put all that the toolchain's prefix and kits are made of into a folder.
+
+    Raises LicenceError, FetchError that names every file that could not be had, DigestError.
+    """
+    for kit in toolchain.kits:
+        licences.require([kit.licence], whose=kit.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    failures: list[tuple[str, KilnError]] = []
+    files = _wheels(toolchain, folder, progress, failures)
+    repositories = []
+    for kit in toolchain.kits:
+        files += _archives(kit, folder, progress, failures)
+        repositories += _repositories(kit, folder, progress, failures)
+    progress.update(0, None, "writing SHA256SUMS")
+    firstuse.list_in(folder, {path.name: sha256_of(path) for path in files})
+    if failures:
+        raise making.lacking(failures)
+    return Filled(files=tuple(files), repositories=tuple(repositories))
+
+
+def save_image(engine: Engine, toolchain: Toolchain, folder: Path, progress: Progress) -> Path:
+    """Put the toolchain's built image beside the rest: base, packages and wheels in one file."""
+    from edgekiln import images
+
+    target = folder / images.archive_name(toolchain)
+    if not target.is_file():
+        progress.update(0, None, f"saving {target.name}")
+        images.export(engine, toolchain, target)
+        firstuse.list_in(folder, {target.name: sha256_of(target)})
+    return target
+
+
+def _archives(
+    kit: Kit, folder: Path, progress: Progress, failures: list[tuple[str, KilnError]]
+) -> list[Path]:
+    found = []
+    for archive in kit.archives:
+        retries = () if failures else RETRIES
+        try:
+            path = making.fetch_archive(archive, folder, progress, retries=retries)
+        except FetchError as failure:
+            failures.append((archive.file, failure))
+            progress.note(f"{archive.file}: {failure.why or failure.what}")
+            continue
+        found.append(_put(path, folder))
+    return found
+
+
+def _repositories(
+    kit: Kit, folder: Path, progress: Progress, failures: list[tuple[str, KilnError]]
+) -> list[Path]:
+    """The bare repositories of a source, those inside it too."""
+    if kit.source is None:
+        return []
+    found: list[Path] = []
+    retries = () if failures else RETRIES
+    try:
+        for each, _ in gitsource.walk(kit.source, [folder], folder, progress, retries=retries):
+            if folder / each.bare not in found:
+                found.append(folder / each.bare)
+    except FetchError as failure:
+        failures.append((_name_of(kit, found), failure))
+        progress.note(f"{kit.name}: {failure.why or failure.what}")
+    return found
+
+
+def _name_of(kit: Kit, found: Sequence[Path]) -> str:
+    """The first repository that a source's YAML names and that was not had."""
+    assert kit.source is not None
+    names = [each.bare for each in gitsource.listed(kit.source)]
+    had = {path.name for path in found}
+    return next((name for name in names if name not in had), f"a repository inside {kit.name}")
+
+
+def _put(path: Path, folder: Path) -> Path:
+    """The file under its name in the folder."""
+    target = folder / path.name
+    if path != target:
+        target.unlink(missing_ok=True)
+        put(path, target)
+    return target
+
+
+def _wheels(
+    toolchain: Toolchain,
+    folder: Path,
+    progress: Progress,
+    failures: list[tuple[str, KilnError]],
+) -> list[Path]:
+    """The lock's wheels and its uv: from folders of this machine, else by the user's pip."""
+    pip = pip_settings()
+    wanted = [toolchain.lock.uv, *toolchain.lock.wheels]
+    lacking = []
+    for wheel in wanted:
+        path = folder / wheel.file
+        if not path.is_file() or sha256_of(path) != wheel.sha256:
+            lacking.append(wheel)
+    for name, path in find_local(lacking, pip).items():
+        _put(path, folder)
+        lacking = [wheel for wheel in lacking if wheel.file != name]
+    try:
+        _download(toolchain, lacking, folder, pip, progress)
+    except FetchError as failure:
+        progress.note(f"wheels: {failure.why or failure.what}")
+        failures += [(w.file, failure) for w in lacking if not (folder / w.file).is_file()]
+    return [folder / wheel.file for wheel in wanted if (folder / wheel.file).is_file()]
+
+
+def _download(
+    toolchain: Toolchain,
+    wheels: Sequence[Wheel],
+    folder: Path,
+    pip: PipSettings,
+    progress: Progress,
+) -> None:
+    """Have pip bring exactly these files; a wheel that any index has in other bytes is refused."""
+    if not wheels:
+        return
+    command = pip_command()
+    if command is None:
+        raise FetchError(
+            "wheels cannot be fetched", why="this Python has no pip", remedy="install pip"
+        )
+    log = home() / "logs" / f"wheels-{toolchain.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".wheels-") as scratch:
+        asked = Path(scratch, "requirements.txt")
+        lines = (f"{w.name}=={w.version} --hash=sha256:{w.sha256}\n" for w in wheels)
+        asked.write_text("".join(lines), encoding="utf-8")
+        words = [*_options(toolchain, wheels, pip), "--requirement", str(asked), "--dest", scratch]
+        hear = _Hearing(progress, len(wheels))
+        code = call_logged([*command, "download", *words], log, hear)
+        for wheel in wheels:
+            path = Path(scratch, wheel.file)
+            if path.is_file():
+                check_file(path, wheel.sha256)
+                path.replace(folder / wheel.file)
+    missing = [wheel.file for wheel in wheels if not (folder / wheel.file).is_file()]
+    if code or missing:
+        raise FetchError(
+            "pip could not bring all wheels",
+            why=hear.last or f"it left out {', '.join(missing)}",
+            remedy=f"see {log}; pip's own settings say where it looks",
+        )
+
+
+def _options(toolchain: Toolchain, wheels: Sequence[Wheel], pip: PipSettings) -> list[str]:
+    """pip's options for another machine: the tags of the wheels that are wanted."""
+    tags = {tag for wheel in wheels for tag in wheel.file[:-4].rsplit("-", 1)[-1].split(".")}
+    words = ["--no-deps", "--only-binary=:all:", "--require-hashes", "--disable-pip-version-check"]
+    words += ["--implementation=cp", f"--python-version={toolchain.python}"]
+    words += [f"--platform={tag}" for tag in sorted(tags - {"any"})]
+    if any(wheel.local for wheel in wheels):
+        words += [f"--extra-index-url={place}" for place in answering(toolchain.places, pip)]
+    return words
+
+
+class _Hearing:
+    """What pip says, as progress; `last` is its last error."""
+
+    def __init__(self, progress: Progress, count: int) -> None:
+        self._progress, self._count, self._done = progress, count, 0
+        self.last = ""
+
+    def __call__(self, line: str) -> None:
+        if line.startswith("Collecting "):
+            self._progress.update(self._done, self._count, line.split()[1])
+            self._done += 1
+        elif line.startswith("ERROR: "):
+            self.last = self.last or line.removeprefix("ERROR: ").strip()[:300]
+
+
+def lacks(toolchain: Toolchain) -> list[str]:
+    """What of the toolchain the vendor folder does not hold; nothing where none is named."""
+    folder = vendor_folder()
+    if folder is None:
+        return []
+    wheels = (toolchain.lock.uv, *toolchain.lock.wheels)
+    return [wheel.file for wheel in wheels if not (folder / wheel.file).is_file()]
+
+
+def told(error: KilnError, toolchain: Toolchain) -> KilnError:
+    """A failed installation, with the files that the vendor folder lacks, where one is named."""
+    names = lacks(toolchain)
+    if not names:
+        return error
+    return type(error)(
+        f"{error.what}; {vendor_folder()} lacks {', '.join(names)}",
+        why=error.why,
+        remedy=f"kiln toolchains fetch {toolchain.name} --to DIR, on a machine with a network",
+    )
