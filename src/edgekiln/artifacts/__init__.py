@@ -1,6 +1,7 @@
 """What an artifact is, by its content: `kiln inspect`.
 
     elf            programs, libraries and objects for phones and hosts
+    apk            Android apps and libraries: manifest, signatures, libraries in the zip
     archives       static libraries, and the .tar of objects that MLC compiles to
     weights        safetensors and GGUF
     onnxfile       ONNX, read off its wire format
@@ -94,12 +95,13 @@ def _file(path: Path, start: bytes, reporter: Reporter, executor: str) -> Facts:
             why="the repository was cloned without its large files",
             remedy=f"install git-lfs, then run: git -C {path.parent} lfs pull",
         )
-    from edgekiln.artifacts import archives, elf, jsons, mnnfile, onnxfile, weights
+    from edgekiln.artifacts import apk, archives, elf, jsons, mnnfile, onnxfile, weights
 
     readers: tuple[tuple[Callable[[bytes], bool], Callable[[Path], Facts]], ...] = (
         (elf.is_elf, elf.read),
         (archives.is_static, archives.read_static),
         (archives.is_tar, archives.read_tar),
+        (apk.is_zip, apk.read),
         (weights.is_gguf, weights.read_gguf),
         (weights.is_safetensors, weights.read_safetensors),
         (jsons.is_json, jsons.read),
