@@ -68,13 +68,17 @@ def build(
     builds even if it is there, and takes nothing from the builder's cache. Raises ImageError
     with the builder's own last words and the log's path.
     """
+    from edgekiln.kits.vendor import told
     from edgekiln.locking import held
 
     name = tag(toolchain)
     lock = home() / "locks" / f"{name.replace('/', '-').replace(':', '-')}.lock"
     with held(lock, lambda: progress.note(f"waiting: another edgekiln is building {name}")):
         if fresh or not (exists(engine, toolchain) or loaded(engine, toolchain, progress)):
-            _build(engine, toolchain, progress, frozen=frozen, fresh=fresh)
+            try:
+                _build(engine, toolchain, progress, frozen=frozen, fresh=fresh)
+            except ImageError as error:
+                raise told(error, toolchain) from error
         elif frozen and (newer := drift(engine, toolchain)):
             remedy = f"kiln images build {toolchain.name} --frozen --fresh, or lock it anew"
             raise ImageError(f"{name} is newer than its lock", why=newer[0], remedy=remedy)

@@ -101,7 +101,7 @@ def indexes(
     """
     env = uv_environment(pip, remote_only=remote_only)
     if all(wheel.file in local for wheel in toolchain.lock.wheels):
-        return {**env, "UV_NO_INDEX": "1"}
+        return {**env, "UV_OFFLINE": "1"}
     if any(wheel.local and wheel.file not in local for wheel in toolchain.lock.wheels):
         found = answering(toolchain.places, pip)
         env["UV_INDEX"] = " ".join([*env.get("UV_INDEX", "").split(), *found])

@@ -55,6 +55,7 @@ def build_prefix(toolchain: Toolchain, progress: Progress) -> Path:
     Raises EngineError where the toolchains' wheels cannot run (they are for Linux x86-64), and
     ImageError where it cannot be filled.
     """
+    from edgekiln.kits.vendor import told
     from edgekiln.locking import held
 
     refuse_elsewhere()
@@ -64,7 +65,10 @@ def build_prefix(toolchain: Toolchain, progress: Progress) -> Path:
         if not prefix_ready(toolchain):
             shutil.rmtree(path, ignore_errors=True)
             path.parent.mkdir(parents=True, exist_ok=True)
-            _fill(toolchain, path, progress)
+            try:
+                _fill(toolchain, path, progress)
+            except ImageError as error:
+                raise told(error, toolchain) from error
             progress.update(0, None, "verify")
             _verify(toolchain, path)
             (path / _MARKER).write_text(toolchain.installed + "\n", encoding="utf-8")
