@@ -51,6 +51,9 @@ def run(stage: Stage) -> None:
         _explain(error, prefix)
         raise
     stage.progress(1, 1, unit="libraries", what="compile")
+    said = mlclog.prefix(lines)
+    if said not in (None, prefix):
+        raise RuntimeError(f"compile used the system-lib prefix {said!r}, not {prefix!r}")
     report = finish(out, file, prefix, target)
     report |= {
         "target": name,

@@ -22,7 +22,7 @@ _TOTAL = re.compile(
     r"\(Parameters: ([\d.]+) MB\. Temporary buffer: ([\d.]+) MB\)"
 )
 _WITH_4K = re.compile(r"Total memory usage with a 4K KV cache: ([\d.]+) MB")
-_PREFIX = re.compile(r'--system-lib-prefix "(\w*)"')
+_PREFIX = re.compile(r'--system-lib-prefix\s+"(\w*)"')
 _OVERRIDING = re.compile(r"Overriding (\w+) from (\S+) to (\S+)$")
 _NO_FIELD = re.compile(r"Cannot override (\w+), because \S+ does not have this field")
 _NOT_FOUND = re.compile(r"model_lib (\S+) requested in .* is not found in ")
@@ -93,7 +93,7 @@ def prefix(lines: Iterable[str]) -> str | None:
 def overridden(lines: Iterable[str]) -> dict[str, tuple[str, str]]:
     """What gen_config or compile changed in the model's configuration: from what, to what."""
     found = (_OVERRIDING.search(plain(line)) for line in lines)
-    return {f[1]: (f[2], f[3]) for f in found if f}
+    return {f[1]: (f[2], f[3]) for f in found if f and f[2] != f[3]}
 
 
 def not_taken(lines: Iterable[str]) -> list[str]:

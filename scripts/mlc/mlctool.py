@@ -25,6 +25,7 @@ from stagekit import BadInput, Stage
 _HERE = Path(__file__).resolve().parent
 _OFFERS = "edgekiln-offers:"
 _CHUNK = 1 << 16
+_COMMANDS = ("convert_weight", "gen_config", "compile", "package")
 
 Told = Callable[[int, int], None]
 
@@ -98,10 +99,10 @@ def run(
     `told` hears of each step of a progress bar; `more` is added to the environment. Raises
     ToolError where it ends with anything but 0.
     """
-    name = f"mlc_llm {words[0]}"
+    name = next((word for word in words if word in _COMMANDS), words[0])
     command = [sys.executable, "-s", mlcrun.__file__, *words]
     env = {**environment(stage), **(more or {})}
-    return call(name, command, env, told=told, cwd=cwd, quiet=quiet)
+    return call(f"mlc_llm {name}", command, env, told=told, cwd=cwd, quiet=quiet)
 
 
 def call(
