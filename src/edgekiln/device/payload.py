@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from edgekiln.digest import FileIndex
 
 BASE = "/data/local/tmp/edgekiln"
+# Of an mnn bundle: the phone's runtime, which goes beside the model's folder and not below one of
+# its own; and what was built for other uses.
+_RUNTIME = "arm64-v8a/"
+_NOT_FOR_IT = ("x86_64/", "MnnLlmChat.apk")
 # Runtimes that `device run` knows how to start.
 BACKENDS = ("mnn", "qnn")
 
@@ -103,6 +107,11 @@ def read_manifest(bundle: Path) -> Mapping[str, Any]:
     return found
 
 
+def _goes(name: str) -> bool:
+    """Whether a file of a bundle goes onto the phone's file system."""
+    return name != README and not name.startswith(_NOT_FOR_IT)
+
+
 def read_payload(bundle: Path, index: FileIndex, told: Any = lambda *_: None) -> Payload:
     """A bundle's files, each compared with its manifest.
 
@@ -110,7 +119,7 @@ def read_payload(bundle: Path, index: FileIndex, told: Any = lambda *_: None) ->
     what was measured.
     """
     manifest = read_manifest(bundle)
-    wanted = {n: f for n, f in manifest["files"].items() if n != README}
+    wanted = {n: f for n, f in manifest["files"].items() if _goes(n)}
     found = index.files(bundle, told)
     for name, file in wanted.items():
         if name not in found:
@@ -127,7 +136,12 @@ def read_payload(bundle: Path, index: FileIndex, told: Any = lambda *_: None) ->
                 remedy="repeat the build: it makes the bundle whole again",
             )
     items = tuple(
-        Item(name=name, source=bundle / name, size=found[name][0], sha256=found[name][1])
+        Item(
+            name=name.removeprefix(_RUNTIME),
+            source=bundle / name,
+            size=found[name][0],
+            sha256=found[name][1],
+        )
         for name in sorted(wanted)
     )
     if not items:

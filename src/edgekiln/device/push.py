@@ -325,9 +325,12 @@ def _make_executable(phone: Phone, place: str, items: Iterable[Item]) -> None:
         phone.must(f"cd {quote(place)} && chmod 755 {words}", "making programs executable")
 
 
+_PROGRAMS = ("genie-t2t-run", "llm_demo", "llm_bench")
+
+
 def is_program(name: str) -> bool:
     """Whether a file is one that is started on the phone."""
-    return posixpath.basename(name) in ("genie-t2t-run", "llm_demo") or name.endswith(".sh")
+    return posixpath.basename(name) in _PROGRAMS or name.endswith(".sh")
 
 
 def _verify(phone: Phone, place: str, tool: str, sent: Sequence[Item]) -> None:

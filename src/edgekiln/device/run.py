@@ -194,11 +194,17 @@ def run(
 
 
 def _mnn_config(payload: Payload) -> str:
-    """The model's own config.json in an mnn bundle (a draft has one too, deeper down)."""
-    names = [i.name for i in payload.items if posixpath.basename(i.name) == "config.json"]
-    if not names:
+    """The model's own config.json in an mnn bundle (a draft has one too, deeper down).
+
+    Where the bundle was built for the NPU as well, the configuration that uses it.
+    """
+    names = {i.name for i in payload.items}
+    found = [name for name in names if posixpath.basename(name) == "config.json"]
+    if not found:
         raise UsageError(f"{payload.bundle} holds no config.json", remedy="repeat the build")
-    return min(names, key=lambda name: name.count("/"))
+    own = min(sorted(found), key=lambda name: name.count("/"))
+    npu = posixpath.join(posixpath.dirname(own), "config_qnn.json")
+    return npu if npu in names else own
 
 
 @contextmanager
