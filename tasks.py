@@ -38,13 +38,15 @@ _TOOLCHAIN = {"name": "the toolchain, as `kiln toolchains list` names it"}
     help={
         **_COMMON,
         **_PICKLE,
-        "backend": "the runtime to build for: mnn, qnn. This or --recipe must be given",
+        "backend": "the runtime to build for: mnn, qnn, mlc. This or --recipe must be given",
         "model": f"{_MODEL} (the last is the default)",
         "recipe": "a ready build: a name from `kiln recipes list` or a YAML file of your own",
-        "preset": "a set of options: default, precision; mnn: memory, extreme-speed; qnn: small",
+        "preset": "a set of options: default, precision; mnn: memory, extreme-speed; qnn: small; "
+        "mlc: adreno",
         "executor": "auto (docker where an engine answers, else native), docker, native",
         "memory-limit": "the most a stage may use, e.g. 12g (default: what is free, less 768 MB)",
-        "out": "where the bundle goes (default: build/MODEL/BACKEND; qnn: build/MODEL/qnn-SOC)",
+        "out": "where the bundle goes (default: build/MODEL/BACKEND; qnn: build/MODEL/qnn-SOC; "
+        "mlc: build/MODEL/mlc-TARGET, for android build/MODEL/mlc)",
         "base": "build the images on another base: debian-12, or any image the engine can have",
         "dry-run": "show the plan and what it needs; make nothing (a model is still fetched)",
         "force": "start although memory or disk look too small",
@@ -77,8 +79,8 @@ def build(
 ) -> None:
     """Build a bundle for the phone out of a model.
 
-    [mnn …] and [qnn …] below say whose an option is; docs/mnn-options.md and docs/qnn-options.md
-    list each backend's own.
+    [mnn …], [qnn …] and [mlc …] below say whose an option is; docs/mnn-options.md,
+    docs/qnn-options.md and docs/mlc-options.md list each backend's own.
 
     Examples:
       kiln build --backend mnn
@@ -87,6 +89,8 @@ def build(
       kiln build --backend mnn --quant-bit 8 --no-hqq --backend-type opencl
       kiln build --backend qnn --soc "8 Elite"
       kiln build --backend qnn --soc sm8650 --preset precision --context-length 2048
+      kiln build --backend mlc --model Qwen/Qwen2.5-3B-Instruct --quantization q4f16_1 --apk debug
+      kiln build --backend mlc --target webgpu --objects-only
     """
     from edgekiln.build import Settings
     from edgekiln.build import build as run
@@ -476,6 +480,30 @@ def bundle_lint(c: Context, folder: str, model: str = "") -> None:
     run(folder, model=model)
 
 
+@task(
+    name="check",
+    positional=["file"],
+    help={
+        **_DEBUG,
+        "file": "an mlc-package-config.json, or the folder it is in: a bundle's or your own",
+    },
+    auto_shortflags=False,
+)
+@cli.command
+def package_check(c: Context, file: str) -> None:
+    """Look an mlc-package-config.json through, and into the libraries it names.
+
+    Nothing is run. Leaves with 16 where mlc_llm package or the app would fail.
+
+    Examples:
+      kiln package check build/deepseek-r1-distill-qwen-1.5b/mlc
+      kiln package check ~/mlc-llm/android/MLCChat/mlc-package-config.json
+    """
+    from edgekiln.commands import package_check as run
+
+    run(file)
+
+
 @task(name="up", help=_DEBUG, auto_shortflags=False)
 @cli.command
 def engine_up(c: Context) -> None:
@@ -734,6 +762,7 @@ namespace.add_collection(_group("recipes", recipes_list, recipes_show))
 namespace.add_collection(_group("device", device_list, device_push, device_run, device_profile))
 namespace.add_collection(_group("store", store_list, store_gc))
 namespace.add_collection(_group("bundle", bundle_lint))
+namespace.add_collection(_group("package", package_check))
 namespace.add_collection(_group("engine", engine_up, engine_show, engine_down))
 
 cli.register(namespace.task_names)

@@ -121,25 +121,31 @@ def _settled(job: Job, settings: Settings, reporter: Reporter) -> Job:
         return job
     from edgekiln.kits import settle
 
-    with _kits_fetched(job.toolchains.values(), reporter) as task:
+    with _kits_fetched(job, job.toolchains.values(), reporter) as task:
         settle(kits, task)
     again = {name: load_toolchain(name, base=settings.base) for name in job.toolchains}
     return replace(job, toolchains=again)
 
 
 @contextmanager
-def _kits_fetched(toolchains: Iterable[Toolchain], reporter: Reporter) -> Iterator[Task]:
-    """Ask for the licences of what is about to be fetched, then show how it goes."""
+def _kits_fetched(job: Job, toolchains: Iterable[Toolchain], reporter: Reporter) -> Iterator[Task]:
+    """Ask for the licences of what is about to be fetched, then show how it goes.
+
+    Where a kit cannot be had, the backend may know of a build that does without its toolchain.
+    """
     from edgekiln.kits import is_ready, licences
 
-    kits = {kit.name: kit for t in toolchains for kit in t.kits if not is_ready(kit)}
+    lacking = {t.asked: [kit for kit in t.kits if not is_ready(kit)] for t in toolchains}
+    kits = {kit.name: kit for found in lacking.values() for kit in found}
     for kit in kits.values():
         licences.settle([kit.licence], whose=kit.name)
     reporter.started("kits", ", ".join(kits))
     try:
         yield Task(reporter, "kits")
-    except KilnError:
+    except KilnError as error:
         reporter.ended("kits", "failed", {})
+        ways = [job.backend.remedy(name) for name, found in lacking.items() if found]
+        error.remedy = "; or ".join(dict.fromkeys(w for w in (error.remedy, *ways) if w))
         raise
     reporter.ended("kits", "done", {})
 
@@ -216,7 +222,14 @@ class _Build:
         assert key is not None, "all stages are done"
         contents = job.backend.contents(job.options, job.models, outputs)
         about = _about(job, key, done, findings, self._store)
-        return write_bundle(job.place, contents.files, contents.readme, about, self._store.index)
+        return write_bundle(
+            job.place,
+            contents.files,
+            contents.readme,
+            about,
+            self._store.index,
+            texts=contents.texts,
+        )
 
 
 def limits(settings: Settings) -> Limits:
@@ -229,7 +242,7 @@ def _make_ready(job: Job, planned: list[Planned], executor: Executor, reporter: 
     """Every kit first: one that cannot be had ends the build before an image is built for it."""
     needed = _needed(planned)
     if not all(map(kits_ready, needed)):
-        with _kits_fetched(needed, reporter) as fetching:
+        with _kits_fetched(job, needed, reporter) as fetching:
             make_kits(needed, fetching)
     for name in sorted({p.stage.toolchain for p in planned if not p.entry}):
         toolchain = job.toolchains[name]

@@ -57,6 +57,8 @@ def write_bundle(
     readme: str,
     about: Mapping[str, Any],
     index: FileIndex,
+    *,
+    texts: Mapping[str, str] | None = None,
 ) -> Bundle:
     """Put a bundle together at `place`, in the stead of an older one.
 
@@ -73,7 +75,9 @@ def write_bundle(
         fresh.mkdir(parents=True)
         for name, source in files.items():
             _copy(source, fresh / name)
-        (fresh / README).write_text(readme, encoding="utf-8", newline="\n")
+        for name, text in {**(texts or {}), README: readme}.items():
+            (fresh / name).parent.mkdir(parents=True, exist_ok=True)
+            (fresh / name).write_text(text, encoding="utf-8", newline="\n")
         write_json(fresh / MANIFEST, {"edgekiln": __version__, "unfinished": True})
         if place.exists():
             shutil.rmtree(place)

@@ -314,6 +314,23 @@ def bundle_lint(folder: str, *, model: str) -> None:
         )
 
 
+def package_check(file: str) -> None:
+    """Print what is wrong with a package's configuration. Raises BundleError for errors."""
+    from edgekiln.backends.mlc_package import check_file
+    from edgekiln.errors import BundleError
+
+    place = Path(file).expanduser()
+    problems = check_file(place)
+    print("\n".join(p.text for p in problems) or f"{place}: every model has its library")
+    errors = sum(p.level == "error" for p in problems)
+    if errors:
+        raise BundleError(
+            f"{place}: {errors} {'errors' if errors > 1 else 'error'}",
+            why="mlc_llm package would end with them, after minutes; or the app, when it runs",
+            remedy="each line above says what to do",
+        )
+
+
 def engine_up() -> None:
     """Bring an engine up."""
     from edgekiln import engine

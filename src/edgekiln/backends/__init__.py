@@ -1,4 +1,4 @@
-"""The ways to the runtimes: mnn, qnn. Each is a module here with a BACKEND, loaded when asked."""
+"""The ways to the runtimes: mnn, qnn, mlc. Each is a module here with a BACKEND."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from edgekiln.backends.base import Backend
     from edgekiln.options import Spec
 
-_NAMES = ("mnn", "qnn")
+_NAMES = ("mnn", "qnn", "mlc")
 
 
 def list_backends() -> list[str]:

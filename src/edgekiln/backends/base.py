@@ -38,10 +38,14 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What a bundle holds: files by their path in it, and the words that go with them."""
+    """What a bundle holds: files by their path in it, and the words that go with them.
+
+    `texts` are small files that are written rather than copied.
+    """
 
     files: Mapping[str, Path]
     readme: str
+    texts: Mapping[str, str] = field(default_factory=dict)
     figures: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -65,6 +69,9 @@ class Backend(Protocol):
 
         Raises UsageError or ModelError for what cannot be built, before anything runs.
         """
+
+    def remedy(self, toolchain: str) -> str:
+        """What a user can do where that toolchain cannot be had; nothing where there is no way."""
 
     def findings(self, options: Any, outputs: Outputs) -> list[Finding]:
         """Answers and figures of a finished pipeline, in the order to show them."""

@@ -94,13 +94,9 @@ class _Compile:
         group="compile",
     )
     cuda_arch: str = option("sm_80", "target cuda: the GPUs' architecture", group="compile")
-    cuda_home: str | None = option(
-        None, "target cuda: the CUDA toolkit's folder, with bin/nvcc", path=True, group="compile"
-    )
     objects_only: bool = option(
         False,
-        "where the last step needs another machine (metal, iphone, webgpu, windows): make the "
-        "archive of objects here",
+        "make an archive of objects, to be linked on another machine (metal, webgpu, windows)",
         group="compile",
     )
 
@@ -142,13 +138,12 @@ class _Package:
         "none", "build MLCChat, too", choices=("none", "debug", "release"), group="package"
     )
     keystore: str | None = option(
-        None, "the key to sign the app with (.jks, .p12); not given: a debug key", path=True,
+        None,
+        "the app's key: a keystore.properties as Gradle reads it (storeFile, storePassword, "
+        "keyAlias, keyPassword); not given: a debug key, which is kept",
+        path=True,
         group="package",
-    )  # fmt: skip
-    keystore_password: str | None = option(
-        None, "a file that holds the keystore's password, in one line", path=True, group="package"
     )
-    key_alias: str | None = option(None, "which of the keystore's keys", group="package")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """What MLC compiles for, what comes out, and what only another machine can do.
 
-Device names are MLC-LLM's own (support/auto_target.py), but for `windows`, which is its
-windows:adreno_x86, and `cpu`. What Apache TVM 0.26 makes here was tried: objects for Android,
+Names are MLC-LLM's own devices (support/auto_target.py), but for `windows`, which is its Vulkan
+with a Windows host, and `cpu`. What Apache TVM 0.26 makes was tried here: objects for Android,
 WebAssembly, Apple's ARM and Windows; it has no generator for Vulkan.
 """
 
@@ -15,54 +15,63 @@ from dataclasses import dataclass
 class Target:
     """A device to compile for.
 
-    `static` libraries are linked into an app and carry a prefix. `elsewhere` says what the last
-    step needs that no toolchain here holds, `there` what is to be done on the machine that has it.
+    `static` libraries are linked into an app and carry a prefix. `program` is what the last step
+    needs that no toolchain here holds, `whence` where that is had; `kernels` where it is needed
+    for the kernels, so that not even objects can be made without it.
     """
 
     title: str
     suffix: str
     static: bool = False
     android: bool = False
-    elsewhere: str = ""
-    there: str = ""
+    vulkan: bool = False
+    program: str = ""
+    whence: str = ""
+    kernels: bool = False
 
 
-_APPLE = "Apple's compilers (xcrun), which come with Xcode and run on a Mac only"
+_XCODE = "Xcode has it, on a Mac only"
 
 TARGETS: Mapping[str, Target] = {
-    "android": Target(title="Android, any OpenCL GPU", suffix=".tar", static=True, android=True),
-    "android:adreno": Target(
-        title="Android, Qualcomm Adreno", suffix=".tar", static=True, android=True
+    "android": Target(
+        title="Android with any OpenCL GPU", suffix=".tar", static=True, android=True
     ),
-    "cuda": Target(title="NVIDIA GPUs, Linux", suffix=".so"),
-    "vulkan": Target(title="Vulkan GPUs, Linux", suffix=".so"),
+    "android:adreno": Target(
+        title="Android with Qualcomm's Adreno", suffix=".tar", static=True, android=True
+    ),
+    "cuda": Target(
+        title="NVIDIA's GPUs, Linux",
+        suffix=".so",
+        program="nvcc",
+        whence="NVIDIA's CUDA toolkit has it (Apache TVM would take NVRTC with the package "
+        "cuda-python, which the toolchain does not hold either)",
+        kernels=True,
+    ),
+    "vulkan": Target(title="Vulkan GPUs, Linux", suffix=".so", vulkan=True),
     "metal": Target(
-        title="Macs with Apple silicon",
-        suffix=".dylib",
-        elsewhere=f"linking a .dylib needs {_APPLE}",
-        there="link them on the Mac into a .dylib (xcrun clang -dynamiclib)",
+        title="Macs with Apple silicon", suffix=".dylib", program="xcrun", whence=_XCODE
     ),
     "iphone": Target(
         title="iPhone and iPad",
         suffix=".tar",
         static=True,
-        elsewhere=f"the shaders' compiler and the app need {_APPLE}",
-        there="name it in mlc-package-config.json on the Mac and run `mlc_llm package` there; its "
-        "shaders are source, which the phone compiles when the model is loaded",
+        program="xcrun",
+        whence=_XCODE,
+        kernels=True,
     ),
     "webgpu": Target(
         title="browsers, with WebLLM",
         suffix=".wasm",
-        static=True,
-        elsewhere="linking a .wasm needs Emscripten's emcc and the mlc_wasm_runtime.bc that "
-        "mlc-llm's web/prep_emcc_deps.sh makes",
-        there="link them where emcc is, with mlc_wasm_runtime.bc (TVM's emcc.create_tvmjs_wasm)",
+        program="emcc",
+        whence="Emscripten has it; mlc-llm's web/prep_emcc_deps.sh makes the mlc_wasm_runtime.bc "
+        "that is linked, too",
     ),
     "windows": Target(
-        title="Windows with an Adreno GPU",
+        title="Windows with a Vulkan GPU",
         suffix=".dll",
-        elsewhere="linking a .dll needs Microsoft's linker, which runs on Windows only",
-        there="link them on Windows into a .dll, with TVM's import library (link /dll)",
+        vulkan=True,
+        program="lld-link",
+        whence="a Windows machine with Visual Studio's tools links it",
     ),
-    "cpu": Target(title="this machine's processor", suffix=".so"),
+    "cpu": Target(title="this kind of machine's processor", suffix=".so"),
 }

@@ -83,6 +83,11 @@ class Mnn:
         device = mnn_device.stages(built, models["model"], mnn_device.sdk_of(built))
         return Pipeline(stages=(*_stages(built, models), *device))
 
+    def remedy(self, toolchain: str) -> str:
+        """The model itself is made without the toolchain for Android."""
+        wanted = toolchain.startswith("mnn-android")
+        return "leave out --runtime, --npu and --app to build the model alone" if wanted else ""
+
     def findings(self, options: MnnOptions, outputs: Outputs) -> list[Finding]:
         """The answer, the closeness to the float model, the host's speed, what was pruned."""
         from edgekiln.backends import mnn_device

@@ -70,6 +70,10 @@ class Qnn:
         sdk = _sdk(options)
         return Pipeline(stages=tuple(_stages(options, models["model"], sdk)))
 
+    def remedy(self, toolchain: str) -> str:
+        """Without AIMET, edgekiln's own quantizer."""
+        return "give --quantizer edgekiln" if toolchain.startswith("aimet") else ""
+
     def findings(self, options: QnnOptions, outputs: Outputs) -> list[Finding]:
         """The answer, the perplexity, the layers that lost most, the binaries."""
         found = _proved(outputs) if options.prove != "none" else []
