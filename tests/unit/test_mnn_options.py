@@ -61,7 +61,7 @@ def test_importing_the_options_loads_nothing_heavy() -> None:
 
 
 def test_an_unknown_backend_gets_the_nearest_name() -> None:
-    assert list_backends() == ["mnn", "qnn"]
+    assert {"mnn", "qnn"} <= set(list_backends())
     assert load_backend("mnn") is BACKEND
     with pytest.raises(UsageError) as caught:
         load_backend("mnm")

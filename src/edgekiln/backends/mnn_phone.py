@@ -23,7 +23,11 @@ _HINTS = {
 
 def readme(model: Model, options: MnnOptions, threads: int) -> str:
     """The bundle's README.md."""
-    parts = [_head(model), _push(model), _run(model, options), _hints(options, threads)]
+    parts = [_head(model), _push(model, options), _run(model, options), _hints(options, threads)]
+    if options.npu:
+        parts.append(_npu(model))
+    if options.sparsity != "none":
+        parts.append(_sparse(options))
     if options.draft_model is not None:
         parts.append(_draft())
     return "\n\n".join(parts) + "\n"
@@ -38,7 +42,10 @@ def _head(model: Model) -> str:
     )
 
 
-def _push(model: Model) -> str:
+def _push(model: Model, options: MnnOptions) -> str:
+    app = f"MNN's chat app (MnnLlmChat) finds models in {PLACE}."
+    if options.app != "none":
+        app += " It is here as well: `adb install MnnLlmChat.apk`."
     return (
         "## Onto an Android phone\n\n"
         "Developer options and USB debugging must be on.\n\n"
@@ -47,23 +54,33 @@ def _push(model: Model) -> str:
         f"adb shell mkdir -p {PLACE}\n"
         f"adb push mnn_models/{model.name} {PLACE}/\n"
         "```\n\n"
-        f"MNN's chat app (MnnLlmChat) finds models in {PLACE}."
+        f"{app}"
     )
 
 
 def _run(model: Model, options: MnnOptions) -> str:
+    paths = "LD_LIBRARY_PATH=. ADSP_LIBRARY_PATH=$PWD" if options.npu else "LD_LIBRARY_PATH=."
     mapped = f"adb shell mkdir -p {PLACE}/tmp\n" if options.use_mmap else ""
     libraries = "libMNN.so libMNN_Express.so libllm.so"
+    if _has_runtime(options):
+        before = (
+            "`kiln device push` and `kiln device run` do all of this. By hand:\n\n"
+            f"```\nadb push arm64-v8a/. {PLACE}/\n"
+        )
+    else:
+        before = (
+            f"Push `llm_demo` and the libraries of your MNN build ({libraries}, as far as it "
+            f"made them) to {PLACE}, then:\n\n```\n"
+        )
+    config = "config_qnn.json" if options.npu else "config.json"
     return (
         "## From the command line\n\n"
-        f"Push `llm_demo` and the libraries of your MNN build ({libraries}, as far as it made "
-        f"them) to {PLACE}, then:\n\n"
-        "```\n"
+        f"{before}"
         f"{mapped}"
         "echo 'What is the capital of France?' > prompt.txt\n"
         f"adb push prompt.txt {PLACE}/\n"
-        f"adb shell 'cd {PLACE} && chmod +x llm_demo && LD_LIBRARY_PATH=. "
-        f"./llm_demo {model.name}/config.json prompt.txt'\n"
+        f"adb shell 'cd {PLACE} && chmod +x llm_demo && {paths} "
+        f"./llm_demo {model.name}/{config} prompt.txt'\n"
         "```\n\n"
         "Without `prompt.txt` it is a chat."
     )
@@ -80,6 +97,36 @@ def _hints(options: MnnOptions, threads: int) -> str:
             "quant_qkv 4 makes MNN 3.6.1 talk rubbish."
         )
     return "## Settings\n\n" + "\n\n".join(lines)
+
+
+def _has_runtime(options: MnnOptions) -> bool:
+    return options.npu or options.runtime == "android"
+
+
+def _npu(model: Model) -> str:
+    return (
+        "## The NPU\n\n"
+        f"`mnn_models/{model.name}/config_qnn.json` runs `qnn/llm.mnn`, whose parts were compiled "
+        f"for one chip ({model.name} on another one falls back or fails: take config.json there). "
+        "The vendor's libraries in `arm64-v8a/` are under the vendor's licence, which does not let "
+        "you pass them on by themselves. The phone must let an unsigned process domain onto its "
+        "DSP, as most phones from the shop do."
+    )
+
+
+def _sparse(options: MnnOptions) -> str:
+    kept = (
+        "Weights are symmetric, so a zero stays a zero."
+        if options.sym or options.npu
+        else "With a zero point for each block, as here, quantising makes small numbers of most "
+        "zeros; `--sym` keeps them."
+    )
+    return (
+        "## Sparsity\n\n"
+        "Of every four weights of the decoder's linear layers two were made zero before "
+        f"quantising. {kept} MNN 3.6.1 reads and multiplies these weights like any others: the "
+        "bundle is no smaller and no faster for it. manifest.json holds what it cost."
+    )
 
 
 def _draft() -> str:

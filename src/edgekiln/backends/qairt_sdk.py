@@ -37,6 +37,7 @@ _KEPT = (
     f"lib/{PHONE}/",
     "lib/python/",
     "benchmarks/QNN/",
+    "include/",
     "share/",
 )
 _SKEL = re.compile(r"lib/hexagon-v\d+/unsigned/")
