@@ -7,6 +7,8 @@ and special files are refused. A zip's checksums are checked as it is read, each
 
 from __future__ import annotations
 
+import gzip
+import lzma
 import shutil
 import stat
 import subprocess
@@ -24,7 +26,15 @@ from edgekiln.errors import DigestError, ToolchainError
 from edgekiln.progress import Progress
 
 _CHUNK = 1 << 20
-_BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, ValueError)
+_BROKEN = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    gzip.BadGzipFile,
+    EOFError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
