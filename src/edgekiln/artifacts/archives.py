@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import struct
 import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +23,8 @@ _AR = b"!<arch>\n"
 _HEAD = 60
 _BLOBS = ("__tvm_ffi__library_bin", "__tvm_dev_mblob")
 _LARGEST_OBJECT = 1 << 28
+_GZIP, _GZIP_WINDOW = b"\x1f\x8b", 31
+_BLOCK = 512
 
 
 def is_static(start: bytes) -> bool:
@@ -30,7 +33,15 @@ def is_static(start: bytes) -> bool:
 
 
 def is_tar(start: bytes) -> bool:
-    """Whether a file that begins so is a tar archive (POSIX and GNU)."""
+    """Whether a file that begins so is a tar archive (POSIX and GNU), compressed or not.
+
+    TVM runs `tar -czf`, so the .tar that MLC's compile writes is a compressed one.
+    """
+    if start.startswith(_GZIP):
+        try:
+            start = zlib.decompressobj(_GZIP_WINDOW).decompress(start, _BLOCK)
+        except zlib.error:
+            return False
     return start[257:262] == b"ustar"
 
 
