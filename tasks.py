@@ -594,6 +594,42 @@ def device_push(
         )
 
 
+@task(
+    name="install",
+    positional=["what"],
+    help={
+        **_COMMON,
+        "what": "an .apk, or a bundle that holds one",
+        "serial": _DEVICE["serial"],
+        "start": "start the app when it is installed",
+        "weights": "push the models' weights of the bundle too, where the app would download them",
+    },
+    auto_shortflags=False,
+)
+def device_install(
+    c: Context,
+    what: str,
+    serial: str = "",
+    start: bool = False,
+    weights: bool = False,
+    quiet: bool = False,
+    json: bool = False,
+    debug: bool = False,
+) -> None:
+    """Install an app on a phone, looked through first; the phone's refusals are explained.
+
+    Weights that the bundle has beside the app go where the app looks for them.
+
+    Examples:
+      kiln device install MLCChat.apk --start
+      kiln device install build/Qwen2.5-3B-Instruct/mlc
+    """
+    from edgekiln.commands import device_install as run
+
+    with cli.reporting(quiet=quiet, as_json=json, debug=debug) as reporter:
+        run(reporter, what=Path(what), serial=serial, start=start, weights=weights)
+
+
 @task(name="run", help={**_DEVICE, **_ASKING}, auto_shortflags=False)
 def device_run(
     c: Context,
@@ -658,6 +694,24 @@ def device_profile(
             prompt_file=Path(prompt_file).expanduser() if prompt_file else None,
             timeout=timeout,
         )
+
+
+@task(
+    positional=["log"],
+    help={**_COMMON, "log": "a log: a stage's, or of a build made by other means"},
+    auto_shortflags=False,
+)
+def explain(
+    c: Context, log: str, quiet: bool = False, json: bool = False, debug: bool = False
+) -> None:
+    """Say which known faults of the tools a log tells of, and what to do about each.
+
+    Example: kiln explain ~/mlc-llm/android/MLCChat/package.log
+    """
+    from edgekiln.commands import explain as run
+
+    with cli.reporting(quiet=quiet, as_json=json, debug=debug) as reporter:
+        run(reporter, Path(log))
 
 
 @task(
@@ -748,7 +802,7 @@ def _group(name: str, *tasks: Task[Any]) -> Collection:
     return group
 
 
-namespace = Collection(build, doctor, inspect, test, bench)
+namespace = Collection(build, doctor, inspect, explain, test, bench)
 namespace.add_collection(
     _group(
         "images", images_list, images_build, images_verify, images_gc, images_export, images_shell
@@ -759,7 +813,9 @@ namespace.add_collection(
     _group("toolchains", toolchains_list, toolchains_show, toolchains_lock, toolchains_fetch)
 )
 namespace.add_collection(_group("recipes", recipes_list, recipes_show))
-namespace.add_collection(_group("device", device_list, device_push, device_run, device_profile))
+namespace.add_collection(
+    _group("device", device_list, device_push, device_install, device_run, device_profile)
+)
 namespace.add_collection(_group("store", store_list, store_gc))
 namespace.add_collection(_group("bundle", bundle_lint))
 namespace.add_collection(_group("package", package_check))

@@ -24,7 +24,12 @@ if TYPE_CHECKING:
     from edgekiln.kits import Kit
 
 # Programs that tests call, and the packages of Debian and Ubuntu that hold them.
-_TESTS_CALL = {"adb": "adb", "aarch64-linux-gnu-as": "binutils-aarch64-linux-gnu"}
+_TESTS_CALL = {
+    "adb": "adb",
+    "aarch64-linux-gnu-as": "binutils-aarch64-linux-gnu",
+    "aapt": "aapt android-framework-res",
+    "apksigner": "apksigner default-jdk-headless",
+}
 
 
 def doctor(*, backend: str, model: str, recipe: str) -> None:
@@ -410,6 +415,58 @@ def device_push(
         )
 
 
+def device_install(
+    reporter: Reporter, *, what: Path, serial: str, start: bool, weights: bool
+) -> None:
+    """Install an app on a phone, with the weights that its bundle has beside it."""
+    from edgekiln.build import open_store
+    from edgekiln.device.adb import choose
+    from edgekiln.device.install import install, read_source
+
+    with open_store() as store:
+        source = read_source(what.expanduser().absolute(), store.index, every=weights)
+    phone = choose(serial)
+    reporter.started("install", f"{source.apk.path.name} on {phone.serial}")
+    done = install(phone, source, Task(reporter, "install"), start=start)
+    reporter.ended("install", "done", {"seconds": done.seconds})
+    for note in done.notes:
+        reporter.say(note)
+    for pushed in done.weights:
+        sent = f"{len(pushed.new)} files pushed ({units.size(pushed.sent)})"
+        reporter.say(f"{sent}, {len(pushed.same)} were there already: {pushed.place}")
+    over = f", over version code {done.before}" if done.before is not None else ""
+    started = " and started" if done.started else ""
+    value = {
+        "package": done.package,
+        "version": done.version,
+        "before": done.before,
+        "started": done.started,
+        "weights": [pushed.place for pushed in done.weights],
+    }
+    text = f"installed{started}: {done.package} {done.version}{over}"
+    reporter.result("installed", value, text)
+
+
+def explain(reporter: Reporter, log: Path) -> None:
+    """Say which known faults a log tells of."""
+    from edgekiln.faults import explain_all
+
+    log = log.expanduser()
+    if not log.is_file():
+        raise UsageError(f"there is no log {log}", remedy="give a file; builds name theirs")
+    found = explain_all(log)
+    lines = []
+    for each in found:
+        lines += [f"{each.what}", f"  why   {each.why}", f"  do    {each.do}"]
+        lines += [f"  line  {each.line}", f"  seen  {each.threads}", ""]
+    values = [
+        {"name": f.fault.name, "what": f.what, "why": f.why, "do": f.do, "line": f.line}
+        for f in found
+    ]
+    text = "\n".join(lines[:-1]) if found else "no fault that is known stands in it"
+    reporter.result("faults", values, text)
+
+
 def device_run(
     reporter: Reporter,
     *,
@@ -554,7 +611,8 @@ def _try_packages() -> None:
     """The programs of the distribution that some tests call, where they may be installed."""
     from edgekiln import aptrun
 
-    lacking = [package for program, package in _TESTS_CALL.items() if not shutil.which(program)]
+    missing = [packages for program, packages in _TESTS_CALL.items() if not shutil.which(program)]
+    lacking = [package for packages in missing for package in packages.split()]
     if lacking and aptrun.can_install():
         print(f"installing for the tests: {' '.join(lacking)}", flush=True)
         try:

@@ -2,9 +2,10 @@
 
 What the real adbd does is done here for the services that edgekiln uses: `shell:` and
 `shell,v2:` run their line with this machine's sh, `sync:` keeps files (STAT, LST2, STA2, SEND,
-RECV, LIST, QUIT). The phone's /data/local/tmp is a folder of this machine; getprop and df are
-scripts that tell what the test wants told. Formats: AOSP's packages/modules/adb, protocol.txt,
-SYNC.TXT and shell_protocol.h.
+RECV, LIST, QUIT), `exec:cmd package install … -S N` takes an app of N bytes. The phone's
+/data/local/tmp and /storage/emulated/0 are folders of this machine; getprop and df are scripts
+that tell what the test wants told. Formats: AOSP's packages/modules/adb, protocol.txt, SYNC.TXT
+and shell_protocol.h; client/adb_install.cpp for apps.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 TMP = "/data/local/tmp"
+STORAGE = "/storage/emulated/0"
 _VERSION, _LARGEST = 0x01000001, 256 * 1024
 _FEATURES = "shell_v2,cmd,stat_v2,fixed_push_mkdir"
 _OUT, _ERR, _EXIT = 1, 2, 3
@@ -32,10 +34,19 @@ class Phone:
     """A phone with a folder for its files.
 
     `quota`: bytes its files may take. `cut_after`: the connection breaks when so many bytes of
-    files have arrived. `sent`: the paths of all files that arrived whole.
+    files have arrived. `sent`: the paths of all files that arrived whole. `apps`: what was
+    installed, each with the words of its command; `refusal`: what the package manager says
+    instead of taking one.
     """
 
-    def __init__(self, folder: Path, *, authorized: bool = True, answers: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        authorized: bool = True,
+        answers: bool = True,
+        streams_apps: bool = True,
+    ) -> None:
         self.root = folder / "files"
         self.tmp = self.root / TMP.lstrip("/")
         self.tmp.mkdir(parents=True)
@@ -46,6 +57,9 @@ class Phone:
         self.arrived = 0
         self.sent: list[str] = []
         self.lines: list[str] = []
+        self.apps: list[tuple[list[str], bytes]] = []
+        self.refusal = ""
+        self.features = _FEATURES if streams_apps else _FEATURES.replace("cmd,", "")
         self._authorized, self._answers = authorized, answers
         self._connections: list[_Connection] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -147,7 +161,7 @@ class _Connection:
         if command == b"CNXN":
             if self.phone.authorized:
                 banner = "device::ro.product.name=standin;ro.product.model=Stand_in;"
-                banner += f"ro.product.device=standin;features={_FEATURES}"
+                banner += f"ro.product.device=standin;features={self.phone.features}"
                 self.send(b"CNXN", _VERSION, _LARGEST, banner.encode())
             else:
                 self.send(b"AUTH", _TOKEN, 0, os.urandom(20))
@@ -214,6 +228,8 @@ def _serve(stream: _Stream, service: str) -> None:
         kind, _, line = service.partition(":")
         if kind == "sync":
             _Sync(stream).run()
+        elif kind == "exec":
+            _take_app(stream, shlex.split(line))
         elif kind.split(",")[0] == "shell":
             _shell(stream, line, v2="v2" in kind.split(","))
         stream.end()
@@ -221,12 +237,26 @@ def _serve(stream: _Stream, service: str) -> None:
         pass
 
 
+def _take_app(stream: _Stream, words: list[str]) -> None:
+    """The package manager: an app of as many bytes as -S says, then a line about it."""
+    phone = stream.connection.phone
+    if words[:3] != ["cmd", "package", "install"]:
+        stream.write(f"{words[0]}: not a service of the stand-in\n".encode())
+        return
+    data = stream.exactly(int(words[words.index("-S") + 1]))
+    if phone.refusal:
+        stream.write(f"Failure [{phone.refusal}]\n".encode())
+    else:
+        phone.apps.append((words, data))
+        stream.write(b"Success\n")
+
+
 def _shell(stream: _Stream, line: str, *, v2: bool) -> None:
     """A line of the shell, run here; the phone's folder stands for its /data/local/tmp."""
     phone = stream.connection.phone
     phone.lines.append(line)
     process = subprocess.Popen(
-        ["sh", "-c", line.replace(TMP, str(phone.tmp))],
+        ["sh", "-c", line.replace(TMP, str(phone.tmp)).replace(STORAGE, str(phone.path(STORAGE)))],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE if v2 else subprocess.STDOUT,

@@ -5,5 +5,6 @@ payload   what of a bundle belongs on the phone
 push      only what changed, with digests before and after
 programs  the runtime a bundle needs beside itself, and where it comes from
 run       a prompt answered on the phone
+install   an app onto the phone, with the weights it wants
 profile   the same with figures, beside those that were published
 """

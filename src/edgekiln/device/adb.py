@@ -284,6 +284,19 @@ class Phone:
             remedy="look at the phone and its cable, then push again: it goes on where it was",
         )
 
+    def install(self, app: Path, flags: Sequence[str], *, timeout: float) -> str:
+        """Have an app installed; what the phone said of it, "Success" where it took it.
+
+        Raises DeviceError when the phone went away or did not answer in time.
+        """
+        done = call(self._command("install", *flags, str(app)), timeout=timeout)
+        said = f"{done.stdout}\n{done.stderr}"
+        if re.search(r"^Success", done.stdout, re.MULTILINE):
+            return "Success"
+        if "INSTALL_" not in said:
+            self.refuse_if_gone(said)
+        return said
+
     def pull(self, source: str, target: Path) -> None:
         """Copy a file of the phone's to `target`."""
         done = call(self._command("pull", source, str(target)), timeout=600)

@@ -79,6 +79,17 @@ def _chip(said: str) -> str:
 
 
 def read_manifest(bundle: Path) -> Mapping[str, Any]:
+    """The manifest of a finished bundle that can be run on a phone. Raises UsageError else."""
+    manifest = finished_manifest(bundle)
+    if manifest["backend"] not in BACKENDS:
+        raise UsageError(
+            f"no way is known to run a bundle for {manifest['backend']} on a phone",
+            remedy=f"bundles for {' and '.join(BACKENDS)} can be run",
+        )
+    return manifest
+
+
+def finished_manifest(bundle: Path) -> Mapping[str, Any]:
     """A finished bundle's manifest. Raises UsageError for a folder that is none."""
     try:
         manifest = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
@@ -98,11 +109,6 @@ def read_manifest(bundle: Path) -> Mapping[str, Any]:
             why=f"it has no {MANIFEST} that can be read",
             remedy="--bundle takes the folder that `kiln build` names at its end",
         ) from error
-    if manifest["backend"] not in BACKENDS:
-        raise UsageError(
-            f"no way is known to run a bundle for {manifest['backend']} on a phone",
-            remedy=f"bundles for {' and '.join(BACKENDS)} can be run",
-        )
     found: Mapping[str, Any] = manifest
     return found
 
@@ -112,15 +118,10 @@ def _goes(name: str) -> bool:
     return name != README and not name.startswith(_NOT_FOR_IT)
 
 
-def read_payload(bundle: Path, index: FileIndex, told: Any = lambda *_: None) -> Payload:
-    """A bundle's files, each compared with its manifest.
-
-    Raises DigestError where a file is missing or not what the build made: what is pushed is
-    what was measured.
-    """
-    manifest = read_manifest(bundle)
-    wanted = {n: f for n, f in manifest["files"].items() if _goes(n)}
-    found = index.files(bundle, told)
+def refuse_changed(
+    bundle: Path, wanted: Mapping[str, Any], found: Mapping[str, tuple[int, str]]
+) -> None:
+    """Raise DigestError for a file of the manifest that is missing, or not what the build made."""
     for name, file in wanted.items():
         if name not in found:
             raise DigestError(
@@ -135,6 +136,18 @@ def read_payload(bundle: Path, index: FileIndex, told: Any = lambda *_: None) ->
                 f"{file['sha256'][:16]}…",
                 remedy="repeat the build: it makes the bundle whole again",
             )
+
+
+def read_payload(bundle: Path, index: FileIndex, told: Any = lambda *_: None) -> Payload:
+    """A bundle's files, each compared with its manifest.
+
+    Raises DigestError where a file is missing or not what the build made: what is pushed is
+    what was measured.
+    """
+    manifest = read_manifest(bundle)
+    wanted = {n: f for n, f in manifest["files"].items() if _goes(n)}
+    found = index.files(bundle, told)
+    refuse_changed(bundle, wanted, found)
     items = tuple(
         Item(
             name=name.removeprefix(_RUNTIME),
