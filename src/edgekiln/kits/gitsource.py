@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
-from edgekiln.calls import call, last_words
+from edgekiln.calls import call, call_logged, last_words
 from edgekiln.errors import DigestError, FetchError, ToolchainError
 from edgekiln.fetch import RETRIES
+from edgekiln.home import home
 from edgekiln.kits.definition import Source, Submodule
 from edgekiln.locking import held
 from edgekiln.progress import Progress
@@ -100,22 +101,39 @@ def _fetch(
         done = call(["git", "init", "--quiet", "--bare", str(bare)], env=_environment())
         if done.returncode:
             raise FetchError(f"{bare} cannot be made", why=last_words(done))
-    progress.update(0, None, f"fetching {repository.bare} {repository.commit[:12]}")
     kept = f"{repository.commit}:refs/edgekiln/{repository.commit}"
-    words = ["fetch", "--quiet", "--depth=1", "--no-tags", "--no-write-fetch-head"]
+    words = ["fetch", "--progress", "--depth=1", "--no-tags", "--no-write-fetch-head"]
+    command = ["git", f"--git-dir={bare}", *words, "--", repository.repository, kept]
+    log = home() / "logs" / f"git-{bare.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
     for pause in (*retries, None):
-        done = _git(bare, *words, "--", repository.repository, kept)
-        if done.returncode == 0:
+        progress.update(0, None, f"fetching {repository.bare} {repository.commit[:12]}")
+        hear = _Hearing(repository, progress)
+        if call_logged(command, log, hear, env=_environment()) == 0:
             return
         if pause is None:
             raise FetchError(
                 f"{shown(repository.repository)} did not give commit {repository.commit[:12]}",
-                why=last_words(done),
+                why=hear.error,
                 remedy=f"check the network, or put a bare {repository.bare} that has the commit "
                 "into a folder and name it by EDGEKILN_VENDOR",
             )
-        progress.note(f"{repository.bare}: {last_words(done)}; trying again in {pause:g} s")
+        progress.note(f"{repository.bare}: {hear.error}; trying again in {pause:g} s")
         time.sleep(pause)
+
+
+class _Hearing:
+    """What git says while it fetches: how far it is, and at the end what went wrong."""
+
+    def __init__(self, repository: Repository, progress: Progress) -> None:
+        self._what, self._progress = f"fetching {repository.bare}", progress
+        self.error = "git said nothing"
+
+    def __call__(self, line: str) -> None:
+        if found := re.match(r"Receiving objects: +\d+% \((\d+)/(\d+)\)", line):
+            self._progress.update(int(found[1]), int(found[2]), self._what)
+        elif line.startswith(("fatal: ", "error: ")):
+            self.error = line.strip()[:300]
 
 
 def walk(

@@ -221,7 +221,8 @@ def _fresh(kit: Kit) -> Iterator[Path]:
 
 def _fill(kit: Kit, fetched: Sequence[Path], folder: Path, progress: Progress) -> dict[str, object]:
     if kit.source:
-        laid = lay_out(kit.source, git_folders(), git_folders()[-1], folder, progress)
+        cache = git_folders()[-1]
+        laid = lay_out(kit.source, git_folders(), cache, folder, progress, retries=RETRIES)
         return {"repositories": [asdict(each) for each in laid]}
     for archive, path in zip(kit.archives, fetched, strict=True):
         into = folder / archive.into

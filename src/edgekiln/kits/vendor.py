@@ -20,7 +20,7 @@ from edgekiln.kits import Kit, firstuse, gitsource, licences, making, vendor_fol
 from edgekiln.progress import Progress
 from edgekiln.toolchain.lock import Wheel
 from edgekiln.toolchain.places import answering
-from edgekiln.toolchain.wheels import check_file, find_local, put, sha256_of
+from edgekiln.toolchain.wheels import find_local, put, sha256_of
 from edgekiln.user.pipconf import PipSettings, pip_command, pip_settings
 
 if TYPE_CHECKING:
@@ -129,69 +129,83 @@ def _wheels(
     """The lock's wheels and its uv: from folders of this machine, else by the user's pip."""
     pip = pip_settings()
     wanted = [toolchain.lock.uv, *toolchain.lock.wheels]
-    lacking = []
-    for wheel in wanted:
-        path = folder / wheel.file
-        if not path.is_file() or sha256_of(path) != wheel.sha256:
-            lacking.append(wheel)
-    for name, path in find_local(lacking, pip).items():
+    lacking = [wheel for wheel in wanted if not _there(wheel, folder)]
+    for path in find_local(lacking, pip).values():
         _put(path, folder)
-        lacking = [wheel for wheel in lacking if wheel.file != name]
+    lacking = [wheel for wheel in lacking if not (folder / wheel.file).is_file()]
+    bringing = _Bringing(toolchain=toolchain, folder=folder, pip=pip, progress=progress)
     try:
-        _download(toolchain, lacking, folder, pip, progress)
+        bringing.bring(lacking)
     except FetchError as failure:
-        progress.note(f"wheels: {failure.why or failure.what}")
-        failures += [(w.file, failure) for w in lacking if not (folder / w.file).is_file()]
+        progress.note(f"wheels: {failure.why or failure.what}; each by itself now")
+        failures += bringing.each(lacking)
     return [folder / wheel.file for wheel in wanted if (folder / wheel.file).is_file()]
 
 
-def _download(
-    toolchain: Toolchain,
-    wheels: Sequence[Wheel],
-    folder: Path,
-    pip: PipSettings,
-    progress: Progress,
-) -> None:
-    """Have pip bring exactly these files; a wheel that any index has in other bytes is refused."""
-    if not wheels:
-        return
-    command = pip_command()
-    if command is None:
-        raise FetchError(
-            "wheels cannot be fetched", why="this Python has no pip", remedy="install pip"
-        )
-    log = home() / "logs" / f"wheels-{toolchain.name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".wheels-") as scratch:
-        asked = Path(scratch, "requirements.txt")
-        lines = (f"{w.name}=={w.version} --hash=sha256:{w.sha256}\n" for w in wheels)
-        asked.write_text("".join(lines), encoding="utf-8")
-        words = [*_options(toolchain, wheels, pip), "--requirement", str(asked), "--dest", scratch]
-        hear = _Hearing(progress, len(wheels))
-        code = call_logged([*command, "download", *words], log, hear)
+def _there(wheel: Wheel, folder: Path) -> bool:
+    path = folder / wheel.file
+    return path.is_file() and sha256_of(path) == wheel.sha256
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Bringing:
+    """Has the user's pip bring wheels into a folder: exactly the pinned ones."""
+
+    toolchain: Toolchain
+    folder: Path
+    pip: PipSettings
+    progress: Progress
+
+    def each(self, wheels: Sequence[Wheel]) -> list[tuple[str, KilnError]]:
+        """What cannot be had, one by one: pip brings none of many where one is not to be had."""
+        failures: list[tuple[str, KilnError]] = []
         for wheel in wheels:
-            path = Path(scratch, wheel.file)
-            if path.is_file():
-                check_file(path, wheel.sha256)
-                path.replace(folder / wheel.file)
-    missing = [wheel.file for wheel in wheels if not (folder / wheel.file).is_file()]
-    if code or missing:
-        raise FetchError(
-            "pip could not bring all wheels",
-            why=hear.last or f"it left out {', '.join(missing)}",
-            remedy=f"see {log}; pip's own settings say where it looks",
-        )
+            if not (self.folder / wheel.file).is_file():
+                try:
+                    self.bring([wheel], "--retries=0")
+                except FetchError as failure:
+                    failures.append((wheel.file, failure))
+        return failures
 
+    def bring(self, wheels: Sequence[Wheel], *more: str) -> None:
+        """Raises FetchError where one of them is in no index, or there in other bytes only."""
+        if not wheels:
+            return
+        command = pip_command()
+        if command is None:
+            why = "this Python has no pip"
+            raise FetchError("wheels cannot be fetched", why=why, remedy="install pip")
+        log = home() / "logs" / f"wheels-{self.toolchain.name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        hear = _Hearing(self.progress, len(wheels))
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix=".wheels-") as scratch:
+            asked = Path(scratch, "requirements.txt")
+            lines = (f"{w.name}=={w.version} --hash=sha256:{w.sha256}\n" for w in wheels)
+            asked.write_text("".join(lines), encoding="utf-8")
+            words = [*self._options(wheels), *more, "--requirement", str(asked), "--dest", scratch]
+            code = call_logged([*command, "download", *words], log, hear)
+            for path in (Path(scratch, wheel.file) for wheel in wheels):
+                if path.is_file():
+                    path.replace(self.folder / path.name)
+        missing = [wheel.file for wheel in wheels if not _there(wheel, self.folder)]
+        if code or missing:
+            raise FetchError(
+                f"pip could not bring {missing[0] if len(missing) == 1 else 'all wheels'}",
+                why=hear.last or f"it left out {', '.join(missing)}",
+                remedy=f"see {log}; pip's own settings say where it looks",
+            )
 
-def _options(toolchain: Toolchain, wheels: Sequence[Wheel], pip: PipSettings) -> list[str]:
-    """pip's options for another machine: the tags of the wheels that are wanted."""
-    tags = {tag for wheel in wheels for tag in wheel.file[:-4].rsplit("-", 1)[-1].split(".")}
-    words = ["--no-deps", "--only-binary=:all:", "--require-hashes", "--disable-pip-version-check"]
-    words += ["--implementation=cp", f"--python-version={toolchain.python}"]
-    words += [f"--platform={tag}" for tag in sorted(tags - {"any"})]
-    if any(wheel.local for wheel in wheels):
-        words += [f"--extra-index-url={place}" for place in answering(toolchain.places, pip)]
-    return words
+    def _options(self, wheels: Sequence[Wheel]) -> list[str]:
+        """pip's options for another machine: the tags of the wheels that are wanted."""
+        tags = {tag for wheel in wheels for tag in wheel.file[:-4].rsplit("-", 1)[-1].split(".")}
+        words = ["--no-deps", "--only-binary=:all:", "--require-hashes"]
+        words += ["--disable-pip-version-check", "--implementation=cp"]
+        words += [f"--python-version={self.toolchain.python}"]
+        words += [f"--platform={tag}" for tag in sorted(tags - {"any"})]
+        if any(wheel.local for wheel in wheels):
+            places = answering(self.toolchain.places, self.pip)
+            words += [f"--extra-index-url={place}" for place in places]
+        return words
 
 
 class _Hearing:
