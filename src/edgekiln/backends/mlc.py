@@ -144,6 +144,7 @@ class _Build:
         self.options, self.models = options, models
         target = checks.target_of(options)
         self.android, self.package = target.android, checks.packaged(options)
+        self.threads = target.threads
         self.prefixes = checks.prefixes(models, options)
         self.names = {role: checks.model_id(model, options) for role, model in models.items()}
         self.suffix = ".tar" if options.objects_only else target.suffix
@@ -211,6 +212,7 @@ class _Build:
             batch=given.get("max_batch_size"),
             context=window,
             parameters=model.parameters,
+            threads=self.threads,
         )
         return found.estimate(window, self.options.vram_safety)
 
@@ -471,6 +473,7 @@ def _memory(
     options: MlcOptions, log: Mapping[str, float | None], config: Mapping[str, Any]
 ) -> Finding:
     """What the log says the device needs, and what was worked out beforehand."""
+    from edgekiln.backends.mlc_checks import target_of
     from edgekiln.backends.mlc_memory import memory
 
     sliding = config.get("sliding_window_size") or -1
@@ -481,6 +484,7 @@ def _memory(
         chunk=config["prefill_chunk_size"],
         batch=config["model_config"].get("max_batch_size"),
         context=window,
+        threads=target_of(options).threads,
     )
     estimate = found.estimate(window, options.vram_safety)
     value: dict[str, Any] = {**log, "estimated_vram_bytes": estimate, "window": window}

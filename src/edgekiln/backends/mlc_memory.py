@@ -22,7 +22,7 @@ Checked against what mlc_llm's logs say: tests/unit/test_mlc_memory.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,6 +30,7 @@ from typing import Any
 _RANGE = 16
 _BATCH = 128  # gen_config's --max-batch-size
 _CHUNK = 2048
+_THREADS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,18 +77,22 @@ class Family:
     biases: bool = False  # of every matrix in a layer, and of the norms
     mlp_floats: int | None = None  # bytes of the inner tensor's numbers, where they are its own
     cached: bool = True
+    rms_norm: bool = True
+    hidden_states: bool = False  # whether some functions give the last hidden states
 
 
-_LLAMA = Family(fixed_vocabulary=False)
+_LLAMA = Family(fixed_vocabulary=False, hidden_states=True)
 FAMILIES: Mapping[str, Family] = {
     "llama": _LLAMA,
     "phi3": _LLAMA,
     "mistral": _LLAMA,
     "qwen2": Family(qkv_bias=True),
     "qwen3": Family(qk_norm=True),
-    "gpt_neox": Family(gated=False, fixed_vocabulary=False, biases=True, mlp_floats=4),
-    "rwkv5": Family(gated=False, cached=False),
-    "rwkv6": Family(gated=False, cached=False),
+    "gpt_neox": Family(
+        gated=False, fixed_vocabulary=False, biases=True, mlp_floats=4, rms_norm=False
+    ),
+    "rwkv5": Family(gated=False, cached=False, rms_norm=False),
+    "rwkv6": Family(gated=False, cached=False, rms_norm=False),
 }
 
 
@@ -157,22 +162,27 @@ def memory(
     batch: int | None = None,
     context: int = 0,
     parameters: int = 0,
+    threads: int = 0,
 ) -> Memory:
     """What a model takes. `parameters` stands in where the family is not known.
 
     `chunk` and `batch` are prefill_chunk_size and max_batch_size; not given, MLC's defaults.
+    `threads` are those of a block on the device: 256 on most.
     An unknown quantisation counts as 16-bit floats: too much rather than too little.
     """
     shape, scheme = Shape.of(config), SCHEMES.get(quantization, Scheme())
     name = str(config.get("model_type", ""))
     family = FAMILIES.get(name, Family())
     tokens = chunk or (min(context, _CHUNK) if context else _CHUNK)
+    buffers = functions(
+        config, quantization, chunk=tokens, batch=batch or _BATCH, threads=threads or _THREADS
+    )
     count, size = _parameters(shape, family, scheme)
     if name not in FAMILIES and parameters:
         size, count = math.ceil(size * parameters / count), parameters
     return Memory(
         parameters=size,
-        temporary=max(_functions(shape, family, scheme, tokens, batch or _BATCH)),
+        temporary=max(buffers.values()),
         cache_per_token=2 * shape.layers * shape.keys * scheme.floats * family.cached,
         count=count,
         known=name in FAMILIES and quantization in SCHEMES,
@@ -199,47 +209,82 @@ def _parameters(s: Shape, family: Family, scheme: Scheme) -> tuple[int, int]:
     return count, size
 
 
-def _functions(s: Shape, family: Family, scheme: Scheme, chunk: int, batch: int) -> Iterator[int]:
-    """The buffers of batch_verify, batch_prefill and batch_decode: the largest is one of them."""
-    logits = 4 * s.vocabulary * family.fixed_vocabulary
-    yield _layers(s, family, scheme, chunk).total + chunk * logits
-    prefill = _layers(s, family, scheme, chunk)
-    prefill.take(batch * s.hidden * scheme.floats)
-    yield prefill.total + batch * logits
-    yield _layers(s, family, scheme, batch).total + batch * logits
+def functions(
+    config: Mapping[str, Any],
+    quantization: str,
+    *,
+    chunk: int,
+    batch: int = _BATCH,
+    threads: int = _THREADS,
+) -> dict[str, int]:
+    """The bytes of each of a model's large functions, by its name in mlc_llm's log."""
+    shape, scheme = Shape.of(config), SCHEMES.get(quantization, Scheme())
+    family = FAMILIES.get(str(config.get("model_type", "")), Family())
+    logits = 4 * shape.vocabulary * family.fixed_vocabulary
+    row = shape.hidden * scheme.floats
+    whole = _layers(shape, family, scheme, chunk, threads)
+    found = {
+        "batch_verify": whole.total + chunk * logits,
+        "batch_decode": _layers(shape, family, scheme, batch, threads).total + batch * logits,
+    }
+    if family.hidden_states:
+        found["batch_verify_to_last_hidden_states"] = whole.total + chunk * row
+    whole.take(batch * row)
+    return {**found, "batch_prefill": whole.total + batch * logits}
 
 
-def _layers(s: Shape, family: Family, scheme: Scheme, tokens: int) -> _Plan:
+def _layers(s: Shape, family: Family, scheme: Scheme, tokens: int, threads: int) -> _Plan:
     """The tensors of all layers, in the order in which they come and go.
 
-    Each of a layer's matrices makes one tensor; adding a residual and the norm after it are one
-    kernel with two. What the plan is in the end, few layers decide, but the first differ.
+    Each of a layer's matrices makes one tensor. Adding a residual and the norm after it are one
+    kernel with two, where a block of threads divides the hidden size
+    (compiler_pass/fuse_add_norm.py); else the matrix before it adds the residual.
     """
     plan = _Plan()
-    row = tokens * scheme.floats
+    row, together = tokens * scheme.floats, family.rms_norm and s.hidden % threads == 0
     wide = tokens * (family.mlp_floats or scheme.floats) * s.inner
     kind = "wider" if wide > row * s.inner else ""
     inner = [(2 * wide, kind), (wide, kind)] if family.gated else [(wide, kind)]
     normed, residual = plan.take(row * s.hidden), None
     for layer in range(s.layers):
-        mixed = plan.take(row * (s.queries + 2 * s.keys))
-        plan.give(normed)
-        if family.qk_norm:
-            mixed = _qk_norm(plan, s, row, mixed)
-        attended = plan.take(row * s.queries)
-        plan.give(mixed)
-        projected = plan.take(row * s.hidden)
-        plan.give(attended)
-        normed, added = plan.take(row * s.hidden), plan.take(row * s.hidden)
-        plan.give(projected)
-        plan.give(residual)
-        down = _mlp(plan, inner, row * s.hidden, normed)
-        normed = plan.take(row * s.hidden)
+        attended = _attention(plan, s, family, row, normed)
         # Behind the last layer nothing is added any more.
-        residual = plan.take(row * s.hidden) if layer < s.layers - 1 else None
-        plan.give(down)
-        plan.give(added)
+        left = layer < s.layers - 1
+        normed, added = _add(plan, row * s.hidden, attended, residual, (together, True))
+        active = _inner(plan, inner, normed)
+        normed, residual = _add(plan, row * s.hidden, active, added, (together, left))
     return plan
+
+
+def _attention(plan: _Plan, s: Shape, family: Family, row: int, normed: _Buffer) -> _Buffer:
+    """Queries, keys and values in one tensor; what attention makes of them."""
+    mixed = plan.take(row * (s.queries + 2 * s.keys))
+    plan.give(normed)
+    if family.qk_norm:
+        mixed = _qk_norm(plan, s, row, mixed)
+    attended = plan.take(row * s.queries)
+    plan.give(mixed)
+    return attended
+
+
+def _add(
+    plan: _Plan, size: int, given: _Buffer, residual: _Buffer | None, how: tuple[bool, bool]
+) -> tuple[_Buffer, _Buffer | None]:
+    """A matrix, the residual added to what it makes, and the norm of the sum.
+
+    `how`: whether sum and norm are one kernel, and whether the sum is read again.
+    """
+    together, read = how
+    made = plan.take(size)
+    plan.give(given)
+    if not together:
+        plan.give(residual)
+        return plan.take(size), made
+    normed = plan.take(size)
+    added = plan.take(size) if read else None
+    plan.give(made)
+    plan.give(residual)
+    return normed, added
 
 
 def _qk_norm(plan: _Plan, s: Shape, row: int, mixed: _Buffer) -> _Buffer:
@@ -256,16 +301,14 @@ def _qk_norm(plan: _Plan, s: Shape, row: int, mixed: _Buffer) -> _Buffer:
     return together
 
 
-def _mlp(plan: _Plan, inner: list[tuple[int, str]], out: int, normed: _Buffer) -> _Buffer:
-    """The inner tensors, by bytes and type, each made of the one before."""
+def _inner(plan: _Plan, inner: list[tuple[int, str]], normed: _Buffer) -> _Buffer:
+    """The inner tensors, by bytes and type, each made of the one before; the last of them."""
     last = normed
     for size, kind in inner:
         made = plan.take(size, kind)
         plan.give(last)
         last = made
-    down = plan.take(out)
-    plan.give(last)
-    return down
+    return last
 
 
 @dataclass(eq=False)

@@ -17,7 +17,8 @@ class Target:
 
     `static` libraries are linked into an app and carry a prefix. `program` is what the last step
     needs that no toolchain here holds, `whence` where that is had; `kernels` where it is needed
-    for the kernels, so that not even objects can be made without it.
+    for the kernels, so that not even objects can be made without it. `threads` are those of a
+    block, by which MLC chooses kernels.
     """
 
     title: str
@@ -28,6 +29,7 @@ class Target:
     program: str = ""
     whence: str = ""
     kernels: bool = False
+    threads: int = 256
 
 
 _XCODE = "Xcode has it, on a Mac only"
@@ -37,7 +39,11 @@ TARGETS: Mapping[str, Target] = {
         title="Android with any OpenCL GPU", suffix=".tar", static=True, android=True
     ),
     "android:adreno": Target(
-        title="Android with Qualcomm's Adreno", suffix=".tar", static=True, android=True
+        title="Android with Qualcomm's Adreno",
+        suffix=".tar",
+        static=True,
+        android=True,
+        threads=512,
     ),
     "cuda": Target(
         title="NVIDIA's GPUs, Linux",
@@ -46,6 +52,7 @@ TARGETS: Mapping[str, Target] = {
         whence="NVIDIA's CUDA toolkit has it (Apache TVM would take NVRTC with the package "
         "cuda-python, which the toolchain does not hold either)",
         kernels=True,
+        threads=1024,
     ),
     "vulkan": Target(title="Vulkan GPUs, Linux", suffix=".so", vulkan=True),
     "metal": Target(
