@@ -9,7 +9,9 @@ from edgekiln import __version__
 from edgekiln.errors import UsageError
 from edgekiln.home import project
 
-_GROUPS = ("bundle", "device", "engine", "images", "models", "recipes", "store", "toolchains")
+_GROUPS = (
+    "bundle", "device", "engine", "images", "models", "package", "recipes", "store", "toolchains"
+)  # fmt: skip
 _HELP = ("help", "--help", "-h")
 # Invoke has no positional argument that may be left out: these are flags to it.
 _OPTIONAL = {"toolchains.lock": "--name", "test": "--path", "bench": "--only"}
