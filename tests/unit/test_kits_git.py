@@ -293,3 +293,13 @@ def test_mlc_llms_pins_are_the_ones_of_its_release() -> None:
         commit="b628d91fac716679db539884a55f8c6651f54dea",
     )
     assert source.submodules["3rdparty/tvm"] == tvm and len(source.submodules) == 6
+
+
+def test_without_a_network_every_repository_that_is_known_is_named(tree: Tree) -> None:
+    gone = "http://127.0.0.1:9"
+    source = tree.source(
+        repository=f"{gone}/outer.git",
+        submodules={"3rdparty/tvm": Submodule(repository=f"{gone}/tvm", commit=tree.tvm_at)},
+    )
+    with pytest.raises(FetchError, match=r"2 files could not be fetched: outer.git, tvm.git"):
+        kits.ready_all([source_kit(source)], Silent())

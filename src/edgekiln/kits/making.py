@@ -15,8 +15,8 @@ from edgekiln.errors import DigestError, DiskError, FetchError, KilnError, Toolc
 from edgekiln.fetch import RETRIES, differs, fetch
 from edgekiln.home import home
 from edgekiln.kits import Kit, firstuse, git_folders, is_ready, licences, vendor_folder
-from edgekiln.kits.definition import Archive
-from edgekiln.kits.gitsource import Repository, lay_out
+from edgekiln.kits.definition import Archive, Source
+from edgekiln.kits.gitsource import Repository, lay_out, listed, obtain
 from edgekiln.kits.tree import tree_id
 from edgekiln.kits.unpack import test, unpack, unpacked_size
 from edgekiln.locking import held
@@ -55,25 +55,55 @@ def downloads() -> Path:
 
 
 def fetch_all(kits: Sequence[Kit], into: Path, progress: Progress) -> list[Path]:
-    """Fetch every archive of the kits into a folder.
+    """Fetch every archive of the kits into a folder, and every repository that is known by name.
 
-    Raises FetchError that names all that could not be had: a machine without a network is told
-    once what to bring.
+    Gives the archives. Raises FetchError that names all that could not be had: a machine without
+    a network is told once what to bring.
     """
     found: list[Path] = []
     failures: list[tuple[str, KilnError]] = []
     for kit in kits:
-        for archive in kit.archives:
-            # No network for the first is none for the others: they are not waited for as long.
-            retries = () if failures else RETRIES
-            try:
-                found.append(fetch_archive(archive, into, progress, retries=retries))
-            except FetchError as failure:
-                failures.append((archive.file, failure))
-                progress.note(f"{archive.file}: {failure.why or failure.what}")
+        found += archives_of(kit, into, progress, failures)
+        if kit.source:
+            repositories_of(kit.source, git_folders(), git_folders()[-1], progress, failures)
     if failures:
         raise lacking(failures)
     return found
+
+
+def archives_of(
+    kit: Kit, into: Path, progress: Progress, failures: list[tuple[str, KilnError]]
+) -> list[Path]:
+    """A kit's archives; what could not be had is put to `failures`."""
+    found = []
+    for archive in kit.archives:
+        # No network for the first is none for the others: they are not waited for as long.
+        retries = () if failures else RETRIES
+        try:
+            found.append(fetch_archive(archive, into, progress, retries=retries))
+        except FetchError as failure:
+            failures.append((archive.file, failure))
+            progress.note(f"{archive.file}: {failure.why or failure.what}")
+    return found
+
+
+def repositories_of(
+    source: Source,
+    folders: Sequence[Path],
+    into: Path,
+    progress: Progress,
+    failures: list[tuple[str, KilnError]],
+) -> None:
+    """Have the repositories that a source's YAML pins; what could not be had goes to `failures`."""
+    for each in listed(source):
+        retries = () if failures else RETRIES
+        if not each.commit or each.path in source.without:
+            continue
+        try:
+            obtain(each, folders, into, progress, retries=retries)
+        except FetchError as failure:
+            failures.append((each.bare, failure))
+            progress.note(f"{each.bare}: {failure.why or failure.what}")
 
 
 def lacking(failures: Sequence[tuple[str, KilnError]]) -> KilnError:

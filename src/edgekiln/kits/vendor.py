@@ -48,7 +48,8 @@ def fill(toolchain: Toolchain, folder: Path, progress: Progress) -> Filled:
     files = _wheels(toolchain, folder, progress, failures)
     repositories = []
     for kit in toolchain.kits:
-        files += _archives(kit, folder, progress, failures)
+        archives = making.archives_of(kit, folder, progress, failures)
+        files += [_put(path, folder) for path in archives]
         repositories += _repositories(kit, folder, progress, failures)
     progress.update(0, None, "writing SHA256SUMS")
     firstuse.list_in(folder, {path.name: sha256_of(path) for path in files})
@@ -69,46 +70,24 @@ def save_image(engine: Engine, toolchain: Toolchain, folder: Path, progress: Pro
     return target
 
 
-def _archives(
-    kit: Kit, folder: Path, progress: Progress, failures: list[tuple[str, KilnError]]
-) -> list[Path]:
-    found = []
-    for archive in kit.archives:
-        retries = () if failures else RETRIES
-        try:
-            path = making.fetch_archive(archive, folder, progress, retries=retries)
-        except FetchError as failure:
-            failures.append((archive.file, failure))
-            progress.note(f"{archive.file}: {failure.why or failure.what}")
-            continue
-        found.append(_put(path, folder))
-    return found
-
-
 def _repositories(
     kit: Kit, folder: Path, progress: Progress, failures: list[tuple[str, KilnError]]
 ) -> list[Path]:
-    """The bare repositories of a source, those inside it too."""
+    """The bare repositories of a source: those it pins, then those that only its commits name."""
     if kit.source is None:
         return []
-    found: list[Path] = []
-    retries = () if failures else RETRIES
+    before = len(failures)
+    making.repositories_of(kit.source, [folder], folder, progress, failures)
+    found: dict[Path, None] = {}
     try:
+        retries = () if failures else RETRIES
         for each, _ in gitsource.walk(kit.source, [folder], folder, progress, retries=retries):
-            if folder / each.bare not in found:
-                found.append(folder / each.bare)
+            found[folder / each.bare] = None
     except FetchError as failure:
-        failures.append((_name_of(kit, found), failure))
-        progress.note(f"{kit.name}: {failure.why or failure.what}")
-    return found
-
-
-def _name_of(kit: Kit, found: Sequence[Path]) -> str:
-    """The first repository that a source's YAML names and that was not had."""
-    assert kit.source is not None
-    names = [each.bare for each in gitsource.listed(kit.source)]
-    had = {path.name for path in found}
-    return next((name for name in names if name not in had), f"a repository inside {kit.name}")
+        if len(failures) == before:
+            failures.append((f"a repository inside {kit.name}", failure))
+            progress.note(f"{kit.name}: {failure.why or failure.what}")
+    return list(found)
 
 
 def _put(path: Path, folder: Path) -> Path:
