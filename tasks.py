@@ -123,25 +123,41 @@ def build(
 @task(
     help={
         **_DEBUG,
-        "backend": "the backend of the build to look at (default: mnn)",
+        "backend": "the backend of the build to look at (default: mnn, or the recipe's)",
         "model": f"the model of the build: {_MODEL}",
         "recipe": "look at this recipe's build: a name from `kiln recipes list` or a YAML file",
+        "preset": "the build's preset",
+        **cli.option_help(options_by_backend()),
     },
     auto_shortflags=False,
 )
 @cli.command
+@cli.with_options(_OPTIONS)
 def doctor(
-    c: Context, backend: str = "mnn", model: str | None = None, recipe: str | None = None
+    c: Context,
+    options: dict[str, Any],
+    backend: str = "",
+    model: str | None = None,
+    recipe: str | None = None,
+    preset: str | None = None,
 ) -> None:
-    """Say what a build needs and whether this machine has it.
+    """Say what a build needs and whether this machine has it. It takes the build's options.
 
     Examples:
       kiln doctor
       kiln doctor --recipe qwen3-1.7b-mnn
+      kiln doctor --backend qnn --model ~/models/Qwen3-1.7B --quantizer aimet
     """
     from edgekiln.commands import doctor as run
 
-    run(backend=backend, model=cli.given("model", model), recipe=cli.given("recipe", recipe))
+    named = cli.given("recipe", recipe)
+    run(
+        backend=backend or ("" if named else "mnn"),
+        model=cli.given("model", model),
+        recipe=named,
+        preset=cli.given("preset", preset),
+        options=options,
+    )
 
 
 @task(name="list", help=_DEBUG, auto_shortflags=False)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,9 @@ _TESTS_CALL = {
 }
 
 
-def doctor(*, backend: str, model: str, recipe: str) -> None:
+def doctor(
+    *, backend: str, model: str, recipe: str, preset: str, options: Mapping[str, Any]
+) -> None:
     """Print what the machine has, then what a build would need of it."""
     from edgekiln import doctor as checks
     from edgekiln.build import Settings, dry_run
@@ -45,7 +48,11 @@ def doctor(*, backend: str, model: str, recipe: str) -> None:
     engine = find_engine()
     print(f"engine   {_name(engine) if engine else _one_line_why_not()}")
     named = make_recipe(
-        recipe=recipe, backend="" if recipe else backend, model=model, preset="", options={}
+        recipe=recipe,
+        backend=backend,
+        model=model,
+        preset=preset,
+        options=options,
     )
     reporter = make_reporter()
     dry_run(named, Settings(), reporter)

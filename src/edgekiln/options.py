@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, get_type_hints
 
 from edgekiln.errors import UsageError, nearest
@@ -21,10 +21,14 @@ def option(
     high: float | None = None,
     path: bool = False,
     group: str = "",
+    needs: tuple[str, tuple[Value, ...]] | None = None,
 ) -> Any:
-    """A dataclass field that knows its help, its bounds and whether it names a file."""
+    """A dataclass field that knows its help, its bounds and whether it names a file.
+
+    `needs` names another option and the values of it with which this one does anything.
+    """
     meta = {"help": help, "choices": choices, "low": low, "high": high, "path": path}
-    return dataclasses.field(default=default, metadata={**meta, "group": group})
+    return dataclasses.field(default=default, metadata={**meta, "group": group, "needs": needs})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Spec:
     high: float | None
     path: bool
     group: str
+    needs: tuple[str, tuple[Value, ...]] | None = None
 
 
 def specs(cls: type) -> dict[str, Spec]:
@@ -73,6 +78,27 @@ def parse(cls: type[T], given: Mapping[str, Any], *, where: str) -> T:
             raise UsageError(f"{where}.{name} is not an option", remedy=nearest(name, known))
         values[name] = check(known[name], value, where=where)
     return cls(**values)
+
+
+def refuse_idle(options: Any, given: Iterable[str], *, where: str) -> None:
+    """Raise UsageError for an option that was given and does nothing beside the others.
+
+    What a preset or a default says is no such option: only what somebody wrote down is.
+    """
+    known = specs(type(options))
+    for name in given:
+        needs = known[name].needs
+        if needs is None:
+            continue
+        other, values = needs
+        chosen = getattr(options, other)
+        if chosen not in values:
+            wanted = " or ".join(str(value) for value in values)
+            raise UsageError(
+                f"{where}.{name} is for {other} {wanted}, and {other} is {chosen}",
+                why="it would be passed over",
+                remedy=f"leave {name} out, or take {other} {wanted}",
+            )
 
 
 def check(spec: Spec, value: Any, *, where: str) -> Value:

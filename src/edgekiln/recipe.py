@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekiln.errors import UsageError, nearest
 from edgekiln.home import project
-from edgekiln.options import parse, specs
+from edgekiln.options import parse, refuse_idle, specs
 
 if TYPE_CHECKING:
     from edgekiln.backends.base import Backend
@@ -29,7 +29,8 @@ _EXAMPLE = "smollm2-135m-instruct"
 class Recipe:
     """A build: which model, through which backend, with which preset and options.
 
-    `where` is how messages call the place it came from.
+    `where` is how messages call the place it came from; `flags` are the options that the command
+    line gave, None where this is a recipe as it is written.
     """
 
     name: str
@@ -39,11 +40,13 @@ class Recipe:
     preset: str = "default"
     options: Mapping[str, Any] = field(default_factory=dict)
     where: str = "options"
+    flags: frozenset[str] | None = None
 
     def parsed(self, backend: Backend) -> Any:
         """The backend's options: the preset's, and this recipe's over them, all checked.
 
-        Raises UsageError for a preset or option that there is not, or a value that cannot be.
+        Raises UsageError for a preset or option that there is not, a value that cannot be, or an
+        option that was given and does nothing beside the others.
         """
         presets = backend.presets()
         if self.preset not in presets:
@@ -53,7 +56,9 @@ class Recipe:
             )
         values = {**presets[self.preset], **self.options}
         self._refuse_others(backend)
-        return parse(backend.options, values, where=self.where)
+        options: Any = parse(backend.options, values, where=self.where)
+        refuse_idle(options, self.options if self.flags is None else self.flags, where=self.where)
+        return options
 
     def _refuse_others(self, backend: Backend) -> None:
         """An option of another backend gets that said: its flag is one that `build` takes."""
@@ -120,6 +125,7 @@ def make_recipe(
         model=model or found.model,
         preset=preset or found.preset,
         options={**found.options, **options},
+        flags=frozenset(options),
         where="options" if options or preset else found.where,
     )
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from edgekiln.backends import options_by_backend
 from edgekiln.errors import UsageError
-from edgekiln.options import option, parse, specs
+from edgekiln.options import option, parse, refuse_idle, specs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,3 +76,29 @@ def test_specs_keep_the_order_and_the_types() -> None:
     assert list(found) == ["bits", "block", "fast", "clip", "data"]
     assert [s.type for s in found.values()] == [int, int, bool, float, str]
     assert found["data"].optional and not found["bits"].optional
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """An option that does something with some values of another only."""
+
+    tool: str = option("own", "which", choices=("own", "other"))
+    turn: bool = option(True, "what own does", needs=("tool", ("own",)))
+
+
+@pytest.mark.parametrize("turn", [True, False])
+def test_an_option_that_would_be_passed_over_is_refused(turn: bool) -> None:
+    chosen = parse(Pair, {"tool": "other", "turn": turn}, where="options")
+    with pytest.raises(UsageError, match="turn is for tool own, and tool is other") as caught:
+        refuse_idle(chosen, {"tool", "turn"}, where="options")
+    assert caught.value.remedy == "leave turn out, or take tool own"
+    refuse_idle(chosen, {"tool"}, where="options")
+    refuse_idle(Pair(), {"turn"}, where="options")
+
+
+def test_what_an_option_needs_is_another_option_and_values_it_can_have() -> None:
+    for own in options_by_backend().values():
+        by_name = {spec.name: spec for spec in own}
+        for spec in (spec for spec in own if spec.needs):
+            other, values = spec.needs or ("", ())
+            assert values and set(values) <= set(by_name[other].choices) | {True, False}

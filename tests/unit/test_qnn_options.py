@@ -21,7 +21,7 @@ from edgekiln.errors import KilnError, ModelError, UsageError
 from edgekiln.home import project
 from edgekiln.models import Model
 from edgekiln.options import parse, specs
-from edgekiln.recipe import Recipe
+from edgekiln.recipe import Recipe, load_recipe, make_recipe
 from tests.unit.test_mnn_options import model
 
 
@@ -281,3 +281,32 @@ def test_an_option_of_another_backend_is_called_that() -> None:
     with pytest.raises(UsageError) as caught:
         recipe.parsed(BACKEND)
     assert "is for mnn, not for qnn" in caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("chosen", "given"),
+    [("aimet", "rotate"), ("aimet-1.34-cu121", "gptq"), ("edgekiln", "seq_mse")],
+)
+@pytest.mark.parametrize("value", [True, False])
+def test_another_quantizers_option_is_refused_when_it_is_given(
+    chosen: str, given: str, value: bool
+) -> None:
+    asked = {"quantizer": chosen, given: value}
+    recipe = make_recipe(recipe="", backend="qnn", model="", preset="", options=asked)
+    with pytest.raises(UsageError, match=f"{given} is for quantizer .*, and quantizer is {chosen}"):
+        recipe.parsed(BACKEND)
+
+
+def test_a_presets_own_options_are_no_reason(tmp_path: Path) -> None:
+    """The preset precision says something about gptq, which AIMET passes over."""
+    asked = {"quantizer": "aimet"}
+    recipe = make_recipe(recipe="", backend="qnn", model="", preset="precision", options=asked)
+    assert recipe.parsed(BACKEND).quantizer == "aimet"
+    file = tmp_path / "mine.yaml"
+    text = "name: mine\nbackend: qnn\nmodel: smollm2-135m-instruct\noptions: {rotate: false}\n"
+    file.write_text(text, encoding="utf-8")
+    recipe = make_recipe(recipe=str(file), backend="", model="", preset="", options=asked)
+    assert recipe.parsed(BACKEND).quantizer == "aimet"
+    file.write_text(text.replace("{", "{quantizer: aimet, "), encoding="utf-8")
+    with pytest.raises(UsageError, match="rotate is for quantizer edgekiln"):
+        load_recipe(str(file))

@@ -8,6 +8,8 @@ from edgekiln.options import option
 
 QUANTIZERS = ("edgekiln", "aimet", "aimet-1.34-cu121")
 COMPILERS = ("ort", "qairt")
+# What only edgekiln's own quantizer reads.
+_OWN = ("quantizer", QUANTIZERS[:1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,15 +60,20 @@ class _Quantize:
         "turn the residual stream and the heads by orthogonal matrices first, which takes outliers "
         "away and costs nothing on the phone; quantizer edgekiln",
         group="quantize",
+        needs=_OWN,
     )
     gptq: bool = option(
         True,
         "round weights so that a layer's later weights make up for earlier ones; quantizer "
         "edgekiln",
         group="quantize",
+        needs=_OWN,
     )
     seq_mse: bool = option(
-        True, "AIMET's search for weight ranges; quantizers aimet", group="quantize"
+        True,
+        "AIMET's search for weight ranges; quantizers aimet",
+        group="quantize",
+        needs=("quantizer", QUANTIZERS[1:]),
     )
     calibration: str | None = option(
         None, "text to find ranges on, UTF-8; not given: edgekiln's own", path=True,
