@@ -28,6 +28,7 @@ from edgekiln.options import Value
 from edgekiln.pipeline import JSON, FromPath, FromStage, Input, Output, Pipeline, Stage
 
 if TYPE_CHECKING:
+    from edgekiln.backends.mlc_memory import Memory
     from edgekiln.models import Model
 
 _TEXTS = Path("scripts/mnn/data")
@@ -144,7 +145,6 @@ class _Build:
         self.options, self.models = options, models
         target = checks.target_of(options)
         self.android, self.package = target.android, checks.packaged(options)
-        self.threads = target.threads
         self.prefixes = checks.prefixes(models, options)
         self.names = {role: checks.model_id(model, options) for role, model in models.items()}
         self.suffix = ".tar" if options.objects_only else target.suffix
@@ -202,19 +202,9 @@ class _Build:
     def _vram(self, model: Model) -> int:
         """estimated_vram_bytes."""
         from edgekiln.backends.mlc_checks import window_of
-        from edgekiln.backends.mlc_memory import memory
 
-        given, window = self._sizes(model), window_of(model, self.options)
-        found = memory(
-            model.config,
-            self.options.quantization,
-            chunk=given.get("prefill_chunk_size"),
-            batch=given.get("max_batch_size"),
-            context=window,
-            parameters=model.parameters,
-            threads=self.threads,
-        )
-        return found.estimate(window, self.options.vram_safety)
+        found = sizes.memory_of(model, self.options)
+        return found.estimate(window_of(model, self.options), self.options.vram_safety)
 
     def _kind(self, role: str) -> dict[str, JSON]:
         """What all stages of a model are told; model_type is the build's own model's."""
@@ -473,39 +463,52 @@ def _memory(
     options: MlcOptions, log: Mapping[str, float | None], config: Mapping[str, Any]
 ) -> Finding:
     """What the log says the device needs, and what was worked out beforehand."""
-    from edgekiln.backends.mlc_checks import target_of
-    from edgekiln.backends.mlc_memory import memory
-
-    sliding = config.get("sliding_window_size") or -1
-    window = sliding if sliding > 0 else config["context_window_size"]
-    found = memory(
-        {**config["model_config"], "model_type": config["model_type"]},
-        config["quantization"],
-        chunk=config["prefill_chunk_size"],
-        batch=config["model_config"].get("max_batch_size"),
-        context=window,
-        threads=target_of(options).threads,
-    )
-    estimate = found.estimate(window, options.vram_safety)
-    value: dict[str, Any] = {**log, "estimated_vram_bytes": estimate, "window": window}
-    value |= {"worked_out_mb": round(found.base / _MB, 2), "known": found.known}
-    total = log["total_mb"]
-    if total is None:
-        text = f"memory: about {units.size(estimate)}; the compiler's log says nothing of it"
-        return Finding(name="memory", value=value, text=text)
-    value["off"] = round(found.base / (total * _MB) - 1, 5)
-    value["needed"] = round(total * _MB) + found.cache_per_token * window
+    total, value = log["total_mb"], dict[str, Any](log)
+    worked, window = _worked_out(options, config), _window(config)
+    if worked is None or total is None:
+        said = "its sizes are not known" if worked is None else "the compiler's log does not say"
+        return Finding(name="memory", value=value, text=f"memory: {said}")
+    estimate = worked.estimate(window, options.vram_safety)
+    needed = round(total * _MB) + worked.cache_per_token * window
+    value |= {"worked_out_mb": round(worked.base / _MB, 2), "known": worked.known}
+    value |= {"off": round(worked.base / (total * _MB) - 1, 5), "window": window}
+    value |= {"needed": needed, "estimated_vram_bytes": estimate}
     text = (
         f"memory: {total:.2f} MB (weights {log['parameters_mb']:.2f}, temporary "
-        f"{log['temporary_mb']:.2f}), {found.base / _MB:.2f} worked out; with a cache of {window} "
-        f"tokens {value['needed'] / _MB:.2f} MB, estimated_vram_bytes {estimate}"
+        f"{log['temporary_mb']:.2f}), {worked.base / _MB:.2f} worked out; with a cache of {window} "
+        f"tokens {needed / _MB:.2f} MB, estimated_vram_bytes {estimate}"
     )
     return Finding(name="memory", value=value, text=text)
 
 
+def _window(config: Mapping[str, Any]) -> int:
+    """The tokens that the cache holds at most; 0 for a model without one."""
+    sliding = config.get("sliding_window_size") or -1
+    return max(sliding if sliding > 0 else config.get("context_window_size") or 0, 0)
+
+
+def _worked_out(options: MlcOptions, config: Mapping[str, Any]) -> Memory | None:
+    """The same as before compiling, from mlc-chat-config.json; None where it lacks a size."""
+    from edgekiln.backends.mlc_checks import target_of
+    from edgekiln.backends.mlc_memory import memory
+
+    inner = config["model_config"]
+    try:
+        return memory(
+            {**inner, "model_type": config["model_type"]},
+            config["quantization"],
+            chunk=config["prefill_chunk_size"],
+            batch=inner.get("max_batch_size"),
+            context=_window(config),
+            threads=target_of(options).threads,
+        )
+    except (KeyError, TypeError):
+        return None
+
+
 def _judge_memory(value: Mapping[str, Any]) -> None:
-    needed, estimate = value.get("needed"), value["estimated_vram_bytes"]
-    if needed is not None and needed > estimate:
+    needed, estimate = value.get("needed"), value.get("estimated_vram_bytes")
+    if needed is not None and estimate is not None and needed > estimate:
         raise QualityError(
             f"the library needs {needed / _MB:.0f} MB, and the app would be told "
             f"{estimate / _MB:.0f} MB",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgekiln.backends.mlc_memory import memory
+from edgekiln.backends.mlc_memory import Memory, memory
 
 if TYPE_CHECKING:
     from edgekiln.backends.mlc_options import MlcOptions
@@ -17,9 +17,36 @@ if TYPE_CHECKING:
 # Python with torch, TVM and mlc_llm loaded.
 _LOADED = 900 << 20
 _COMPILING = 2 << 30
-# Rows of logits at a time: scripts/mnn/texts.py, WINDOW_TOKENS.
+# Rows of logits at a time: scripts/texts.py, WINDOW_TOKENS.
 _WINDOW = 256
 _PACKAGE = 3 << 30
+
+
+def memory_of(model: Model, options: MlcOptions) -> Memory:
+    """What the model takes on the device; sizes as the model directory was found to have them."""
+    from edgekiln.backends.mlc_checks import sizes_of, target_of, window_of
+
+    found = {
+        "model_type": model.family,
+        "num_hidden_layers": model.layers,
+        "hidden_size": model.hidden_size,
+        "intermediate_size": model.config.get("intermediate_size"),
+        "num_attention_heads": model.heads,
+        "num_key_value_heads": model.kv_heads,
+        "head_dim": model.head_dim,
+        "vocab_size": model.vocab_size,
+        "tie_word_embeddings": model.tied,
+    }
+    given = sizes_of(model, options)
+    return memory(
+        found,
+        options.quantization,
+        chunk=given.get("prefill_chunk_size"),
+        batch=given.get("max_batch_size"),
+        context=window_of(model, options),
+        parameters=model.parameters,
+        threads=target_of(options).threads,
+    )
 
 
 def weights_memory(model: Model) -> int:
@@ -29,7 +56,7 @@ def weights_memory(model: Model) -> int:
 
 def weights_bytes(model: Model, options: MlcOptions) -> int:
     """The converted weights."""
-    found = memory(model.config, options.quantization, parameters=model.parameters)
+    found = memory_of(model, options)
     return found.parameters + (16 << 20)
 
 
@@ -40,7 +67,7 @@ def compile_memory() -> int:
 
 def prove_memory(model: Model, options: MlcOptions) -> int:
     """Peak of the runtime with all logits of a window."""
-    found = memory(model.config, options.quantization, parameters=model.parameters)
+    found = memory_of(model, options)
     return _LOADED + 2 * found.parameters + found.temporary + 5 * 4 * _WINDOW * model.vocab_size
 
 
