@@ -107,7 +107,7 @@ def images_verify(name: str) -> None:
     from edgekiln import images
     from edgekiln.toolchain import load_toolchain
 
-    report = images.verify(_engine(), images.tag(load_toolchain(name)))
+    report = images.prove(_engine(), load_toolchain(name))
     print("\n".join(f"ok     {line}" for line in report["proved"]))
     print("\n".join(f"newer  {line}" for line in report["drift"]), end="")
 
@@ -222,10 +222,12 @@ def toolchains_fetch(name: str, *, to: Path, image: bool) -> None:
         filled = vendor.fill(toolchain, folder, task)
         if image:
             images.build(_engine(), toolchain, task)
-            vendor.save_image(_engine(), toolchain, folder, task)
+            saved = vendor.save_image(_engine(), toolchain, folder, task)
     size = sum(path.stat().st_size for path in filled.files)
     bare = len(filled.repositories)
     print(f"{folder}: {len(filled.files)} files ({units.size(size)}), {bare} repositories")
+    if image:
+        print(f"{saved} ({units.size(saved.stat().st_size)})")
 
 
 def toolchains_lock(name: str, *, check: bool) -> None:

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -23,16 +23,20 @@ from edgekiln.home import home, project
 if TYPE_CHECKING:
     from edgekiln.engine import Engine
     from edgekiln.images.base import ReadyBase
+    from edgekiln.kits import Kit
     from edgekiln.progress import Progress
     from edgekiln.toolchain import Toolchain
 
 SHARED = ("Dockerfile", "verify", "provision.py", "bytecode.py", "apt-install")
 _OWN = ("checks.py",)
+# In every image: PATH, by its Dockerfile, and where kits are mounted.
+PATH = "/opt/edgekiln/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+KITS = "/opt/edgekiln/kits"
 
 
-def recipe_files(name: str) -> dict[str, Path]:
-    """The files an image is made by: its own checks, and what all images share."""
-    folder = project() / "images"
+def recipe_files(toolchain: Toolchain) -> dict[str, Path]:
+    """The files an image is made by: its checks, and what all images share."""
+    folder, name = project() / "images", toolchain.checks
     files = {part: folder / name / part for part in _OWN} | {p: folder / p for p in SHARED}
     missing = [str(path) for path in files.values() if not path.is_file()]
     if missing:
@@ -44,7 +48,7 @@ def recipe_files(name: str) -> dict[str, Path]:
 def tag(toolchain: Toolchain) -> str:
     """edgekiln/NAME:<12 hex of the toolchain's digest>-<8 hex of how it is installed>."""
     how = hashlib.sha256()
-    for part, path in sorted(recipe_files(toolchain.name).items()):
+    for part, path in sorted(recipe_files(toolchain).items()):
         how.update(f"{part}\0".encode() + path.read_bytes().replace(b"\r\n", b"\n") + b"\0")
     return f"edgekiln/{toolchain.name}:{toolchain.installed[:12]}-{how.hexdigest()[:8]}"
 
@@ -96,15 +100,19 @@ def loaded(engine: Engine, toolchain: Toolchain, progress: Progress) -> bool:
     Raises ImageError for a file that is not this toolchain's image, or fails its verify.
     """
     from edgekiln.fetch import vendored
+    from edgekiln.kits.firstuse import check_listed
 
     path = vendored(archive_name(toolchain))
     if path is None:
         return False
+    check_listed(path)
     progress.update(0, None, f"loading {path.name}")
     _quiet(engine, ["load", "--input", str(path)])
     found = engine.image(tag(toolchain))
     labels = ((found or {}).get("Config") or {}).get("Labels") or {}
     if labels.get("io.edgekiln.toolchain.lock") != f"sha256:{toolchain.installed}":
+        if found:
+            remove(engine, tag(toolchain))
         why = f"it does not hold {tag(toolchain)} as it is locked"
         remedy = f"kiln toolchains fetch {toolchain.name} --image --to DIR, with this checkout"
         raise ImageError(f"{path} is another image", why=why, remedy=remedy)
@@ -143,18 +151,52 @@ def _build(
         _quiet(engine, ["rmi", trial], check=False)
 
 
-def verify(engine: Engine, image: str) -> dict[str, Any]:
+def verify(engine: Engine, image: str, kits: Iterable[Kit] = ()) -> dict[str, Any]:
     """Run the image's own verify, without a network, and return what it reports.
 
-    Raises ImageError with the check that failed.
+    With `kits` (unpacked) they are mounted, and what they are for is proved too. Raises
+    ImageError with the check that failed.
     """
     limits = ["--network", "none", "--cap-drop", "ALL", "--read-only", "--tmpfs", "/tmp:exec"]
     words = ["run", "--rm", *limits, "--security-opt", "no-new-privileges"]
+    words += _kit_words(engine, list(kits))
     done = _engine_call(engine, [*words, image, "/opt/edgekiln/verify", "--json"])
     if done.returncode:
         raise ImageError(f"{image} failed its verify", why=last_words(done))
     report: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return report
+
+
+def prove(engine: Engine, toolchain: Toolchain) -> dict[str, Any]:
+    """Verify the toolchain's image together with its kits.
+
+    Raises ImageError where kits are not unpacked yet, with their names.
+    """
+    from edgekiln.kits import is_ready
+
+    if absent := [kit.name for kit in toolchain.kits if not is_ready(kit)]:
+        raise ImageError(
+            f"{toolchain.asked} cannot be proved without its kits",
+            why=f"not here yet: {', '.join(absent)}",
+            remedy=f"kiln toolchains fetch {toolchain.asked}, or build something that needs it",
+        )
+    return verify(engine, tag(toolchain), toolchain.kits)
+
+
+def _kit_words(engine: Engine, kits: list[Kit]) -> Iterator[str]:
+    """How kits are mounted, and what checks are told of them: {family: version}."""
+    from edgekiln.engine.paths import engine_path
+
+    for kit in kits:
+        place = engine_path(kit.path.resolve(), engine.kind)
+        yield from ("--volume", f"{place}:{KITS}/{kit.family}:ro")
+    if kits:
+        yield from ("--env", f"KILN_KITS={told_of(kits)}")
+
+
+def told_of(kits: Iterable[Kit]) -> str:
+    """What verify is told of the kits it finds, as JSON: {family: version}."""
+    return json.dumps({kit.family: kit.version for kit in kits}, sort_keys=True)
 
 
 def drift(engine: Engine, toolchain: Toolchain) -> list[str]:
@@ -196,10 +238,18 @@ def export(engine: Engine, toolchain: Toolchain, target: Path) -> Path:
 def shell_command(
     engine: Engine, toolchain: Toolchain, folder: Path
 ) -> tuple[list[str], Mapping[str, str]]:
-    """The command (and its environment) of a shell in the image, with `folder` at /work."""
+    """The command (and its environment) of a shell in the image, with `folder` at /work.
+
+    The kits that are here are mounted, and the toolchain's own variables set.
+    """
     from edgekiln.engine.buildcli import build_environment
+    from edgekiln.kits import is_ready
+    from edgekiln.toolchain import variables
 
     mount = ["--volume", f"{folder.resolve()}:/work", "--workdir", "/work"]
+    mount += _kit_words(engine, [kit for kit in toolchain.kits if is_ready(kit)])
+    own = variables(toolchain, path=PATH, kits=KITS)
+    mount += [word for key, value in own.items() for word in ("--env", f"{key}={value}")]
     words = ["run", "--rm", "--interactive", "--tty", *mount, tag(toolchain), "bash"]
     return [*engine.cli, *words], build_environment(engine.url)
 

@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekiln.errors import ToolchainError
+from edgekiln.errors import DigestError, ToolchainError
 from edgekiln.home import home
 from edgekiln.locking import held
+from edgekiln.toolchain.wheels import sha256_of
 
 SUMS = "SHA256SUMS"
 
@@ -62,6 +63,17 @@ def listed(folder: Path, file: str) -> str:
         if name.strip().lstrip("*") == file and len(digest) == 64:
             return digest.lower()
     return ""
+
+
+def check_listed(path: Path) -> None:
+    """Raise DigestError for a file that is not as its folder's SHA256SUMS has it."""
+    wanted = listed(path.parent, path.name)
+    if wanted and sha256_of(path) != wanted:
+        raise DigestError(
+            f"{path} is damaged",
+            why=f"its sha256 is not the one in {SUMS}",
+            remedy="copy it again, or fill the folder again",
+        )
 
 
 def list_in(folder: Path, sums: dict[str, str]) -> None:

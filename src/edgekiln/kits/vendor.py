@@ -65,7 +65,7 @@ def save_image(engine: Engine, toolchain: Toolchain, folder: Path, progress: Pro
     target = folder / images.archive_name(toolchain)
     if not target.is_file():
         progress.update(0, None, f"saving {target.name}")
-        images.export(engine, toolchain, target)
+        images.export(engine, toolchain, target).chmod(0o644)
         firstuse.list_in(folder, {target.name: sha256_of(target)})
     return target
 
