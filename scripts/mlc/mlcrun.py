@@ -1,9 +1,12 @@
-"""The child's side: mends three things of mlc_llm, then is `python -m mlc_llm ARGUMENTS`.
+"""The child's side: mends a few things of mlc_llm, then is `python -m mlc_llm ARGUMENTS`.
 
     --edgekiln-offers              prints what this mlc_llm has (one line of JSON), and ends
     --edgekiln-prefix PREFIX       compile takes this prefix for every device: upstream drops an
                                    explicit one unless the device is android, iphone or macabi
     --edgekiln-objects             compile writes object files into the .tar, and links nothing
+
+Always: TVM lists the statements of a shape function in the order of a table whose hashes are
+addresses, another one on every run. They are put in the order of what they write.
 
 And where mlc_llm was given as Python files alone, without its library, what gen_config asks that
 library about the tokenizer is answered here, by the same rules (cpp/tokenizers/tokenizers.cc).
@@ -40,6 +43,8 @@ def main(words: list[str]) -> None:
     without = _without_library()
     if words[0] == "gen_config" and without:
         _answer_for_the_tokenizer()
+    if words[0] == "compile":
+        _steady_shapes()
     if prefix is not None:
         _keep_prefix(prefix)
     if objects:
@@ -111,6 +116,60 @@ def _parts(value: Any, name: str) -> Iterator[dict[str, Any]]:
     """A step of a tokenizer, or the steps of a sequence."""
     if isinstance(value, dict):
         yield from value[name] if value.get("type") == "Sequence" else [value]
+
+
+def _steady_shapes() -> None:
+    """Sort what VMShapeLower writes, as soon as it has."""
+    tvm: Any = importlib.import_module("tvm")
+    transform = tvm.relax.transform
+    lower = transform.VMShapeLower
+
+    @tvm.transform.module_pass(opt_level=0)
+    def steady(mod: Any, _: Any) -> Any:
+        for name, function in list(mod.functions_items()):
+            if name.name_hint.startswith("shape_func"):
+                mod[name] = steady_shape(function)
+        return mod
+
+    def lower_steadily(*words: Any, **more: Any) -> Any:
+        return tvm.transform.Sequential([lower(*words, **more), steady])
+
+    transform.VMShapeLower = lower_steadily
+
+
+def steady_shape(function: Any) -> Any:
+    """A function that stores shapes, its statements in the order of the slots they write.
+
+    One that reads what it writes, or does anything else, stays as it is.
+    """
+    tvm: Any = importlib.import_module("tvm")
+    tir = tvm.tirx if hasattr(tvm, "tirx") else tvm.tir
+    stores = list(function.body) if isinstance(function.body, tir.SeqStmt) else []
+    if not stores or not all(_is_slot(tir, store) for store in stores):
+        return function
+    read: list[Any] = []
+
+    def note(node: Any) -> None:
+        if isinstance(node, tir.BufferLoad):
+            read.append(node.indices)
+
+    for store in stores:
+        tir.stmt_functor.post_order_visit(store.value, note)
+    written = [int(store.indices[0]) for store in stores]
+    plain = all(len(i) == 1 and isinstance(i[0], tir.IntImm) for i in read)
+    if not plain or len(set(written)) < len(written) or {int(i[0]) for i in read} & set(written):
+        return function
+    ordered = sorted(stores, key=lambda store: int(store.indices[0]))
+    return function.with_body(tir.SeqStmt(ordered))
+
+
+def _is_slot(tir: Any, store: Any) -> bool:
+    """Whether a statement stores a value at a fixed place."""
+    return (
+        isinstance(store, tir.BufferStore)
+        and len(store.indices) == 1
+        and isinstance(store.indices[0], tir.IntImm)
+    )
 
 
 def _keep_prefix(prefix: str) -> None:

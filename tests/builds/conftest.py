@@ -43,6 +43,20 @@ def tiny(mnn_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.fixture(scope="session")
+def tvm_python() -> Path:
+    """The Python of tvm's native prefix, filled if it is not there yet."""
+    from edgekiln.errors import EngineError
+    from edgekiln.prefix import build_prefix
+    from edgekiln.progress import Silent
+    from edgekiln.toolchain import load_toolchain
+
+    try:
+        return build_prefix(load_toolchain("tvm"), Silent())
+    except EngineError as error:
+        pytest.skip(f"{error.what}: {error.why}")
+
+
 @pytest.fixture
 def kiln(own_store: Path, tmp_path: Path) -> Kiln:
     """The command line, with a store of its own, in an empty folder."""

@@ -1,4 +1,4 @@
-"""Runs programs of scripts/qnn as an executor does, each by the Python of a toolchain."""
+"""Runs programs of scripts/ as an executor does, each by the Python of a toolchain."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ class Stages:
     """A folder to run stages in."""
 
     place: Path
+    folder: str = "qnn"
     count: int = field(default=0, init=False)
 
     def run(
@@ -61,7 +62,7 @@ class Stages:
             (place / "in" / name).symlink_to(source)
         (place / "params.json").write_text(json.dumps(params), encoding="utf-8")
         done = subprocess.run(
-            [str(python), str(SCRIPTS / "qnn" / f"{program}.py")],
+            [str(python), str(SCRIPTS / self.folder / f"{program}.py")],
             capture_output=True,
             text=True,
             check=False,
