@@ -8,6 +8,8 @@ folders of persons are called user.
 
 from __future__ import annotations
 
+import re
+import shlex
 import string
 import time
 from pathlib import Path
@@ -18,6 +20,7 @@ from edgekiln.errors import KilnError, OutOfMemoryError, StageError
 from edgekiln.faults import explain, explain_all, explain_text, faults
 from edgekiln.pipeline import Pipeline
 from tests.unit.kit import Bench, stage
+from tests.unit.test_docs import known, parse
 
 # Name of the fault, where the message was seen, the message.
 MESSAGES = [
@@ -534,3 +537,38 @@ def test_a_fault_that_is_not_known_is_told_as_before(bench: Bench) -> None:
     error = failing(bench, "it broke in a way of its own")
     assert error.what == "stage package failed with exit code 1"
     assert error.why == "it broke in a way of its own"
+
+
+# -- the advice itself
+
+
+def test_commands_in_the_texts_are_ones_there_are() -> None:
+    texts = [text for fault in faults() for text in (fault.why, fault.do)]
+    named = {c for text in texts for c in re.findall(r"`kiln ([^`]+)`", text)}
+    assert {"package check", "inspect", "toolchains fetch"} <= named
+    for line in named:
+        words = shlex.split(line)
+        if ".".join(words) not in known():
+            parse(words)
+
+
+# Flags of git, pip, rustup, mlc_llm, llmexport and of the like, which advice names too.
+_THEIRS = {
+    "--init",
+    "--recursive",
+    "--system-lib-prefix",
+    "--extra-index-url",
+    "--mnnconvert",
+    "--licenses",
+    "--generate_for_npu",
+    "--seperate_embed",
+    "--global",
+    "--sym",
+}
+
+
+def test_flags_in_the_texts_are_ones_there_are() -> None:
+    ours = {flag for context in known().values() for flag in context.flags}
+    named = {f for fault in faults() for f in re.findall(r"(?<![\w-])--[\w-]+", fault.do)}
+    assert {"--splits", "--bundle-weights"} <= named
+    assert not named - ours - _THEIRS
