@@ -14,10 +14,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import apkfile
-import apksign
 import mlctool
 
+import apkfile
+import apksign
 from stagekit import BadInput, Stage, main
 
 _APP = "MLCChat"

@@ -10,7 +10,6 @@ import tempfile
 from pathlib import Path
 
 import apksign
-
 from stagekit import Stage, main
 
 

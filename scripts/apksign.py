@@ -8,14 +8,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import apkfile
-import mlclog
-import mlctool
-
 from stagekit import BadInput
 
 _ALIAS, _PASSWORD = "androiddebugkey", "android"  # as Android's own debug keystores have them
@@ -23,7 +22,20 @@ _NAME = "CN=Android Debug,O=Android,C=US"
 _DAYS = 10000
 _DIGEST = re.compile(r"Signer #1 certificate SHA-256 digest: ([0-9a-f]{64})")
 _SUBJECT = re.compile(r"Signer #1 certificate DN: (.*)")
+# A Java exception's line tells more than the lines of its stack behind it.
+_RAISED = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception)\b")
 _WORDS = ("storePassword", "keyAlias", "keyPassword")
+
+
+class ToolError(RuntimeError):
+    """A program ended badly. `lines` is all that it said, `last` what to quote of it."""
+
+    def __init__(self, name: str, code: int, lines: Sequence[str]) -> None:
+        said = [line.strip() for line in lines if line.strip()]
+        raised = [line for line in said if _RAISED.match(line)]
+        self.last = (raised or said or ["it said nothing"])[-1]
+        super().__init__(f"{name} ended with {code}: {self.last}")
+        self.lines = tuple(lines)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +98,7 @@ def make_debug_keystore(keystore: Path, folder: Path) -> None:
     words += ["-keystore", str(keystore), "-alias", _ALIAS, "-dname", _NAME]
     words += ["-keyalg", "RSA", "-keysize", "2048", "-validity", str(_DAYS)]
     words += ["-storepass:file", str(secret), "-keypass:file", str(secret)]
-    mlctool.call("keytool", words, os.environ)
+    _call("keytool", words, os.environ)
 
 
 def align(apk: Path, aligned: Path, page_size: int) -> None:
@@ -99,11 +111,11 @@ def align(apk: Path, aligned: Path, page_size: int) -> None:
     program = _program("zipalign")
     try:
         words = [program, "-c", "-P", str(page_size // 1024), "4", str(aligned)]
-        mlctool.call("zipalign", words, os.environ)
-    except mlctool.ToolError as error:
+        _call("zipalign", words, os.environ)
+    except ToolError as error:
         if not any("Usage" in line for line in error.lines):
             raise
-        mlctool.call("zipalign", [program, "-c", "-p", "4", str(aligned)], os.environ)
+        _call("zipalign", [program, "-c", "-p", "4", str(aligned)], os.environ)
 
 
 def sign(apk: Path, signed: Path, key: Key) -> Signed:
@@ -112,12 +124,12 @@ def sign(apk: Path, signed: Path, key: Key) -> Signed:
     words += ["--ks-key-alias", key.alias, "--ks-pass", f"file:{key.store_password}"]
     words += ["--key-pass", f"file:{key.key_password}", "--out", str(signed), str(apk)]
     try:
-        mlctool.call("apksigner", words, os.environ)
-    except mlctool.ToolError as error:
+        _call("apksigner", words, os.environ)
+    except ToolError as error:
         said = "\n".join(error.lines)
         if re.search(r"keystore|password|alias|UnrecoverableKey", said, re.IGNORECASE):
             raise BadInput(
-                f"the keystore does not open: {mlclog.last_words(error.lines)}",
+                f"the keystore does not open: {error.last}",
                 remedy="look at its alias and its passwords",
             ) from error
         raise
@@ -126,7 +138,7 @@ def sign(apk: Path, signed: Path, key: Key) -> Signed:
 
 def verify(apk: Path) -> Signed:
     """Have apksigner verify an APK. Raises RuntimeError where it does not hold."""
-    lines = mlctool.call(
+    lines = _call(
         "apksigner", [_program("apksigner"), "verify", "-v", "--print-certs", str(apk)], os.environ
     )
     text = "\n".join(lines)
@@ -138,6 +150,26 @@ def verify(apk: Path) -> Signed:
         digest=digest[1],
         schemes=tuple(apkfile.schemes(apk)),
     )
+
+
+def _call(name: str, words: Sequence[str], env: Mapping[str, str]) -> list[str]:
+    """Run a program, pass what it says on to the log, and give its lines."""
+    print(f"$ {' '.join(words)}", file=sys.stderr, flush=True)
+    done = subprocess.run(
+        list(words),
+        env=dict(env),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    sys.stderr.write(done.stdout)
+    lines = done.stdout.splitlines()
+    if done.returncode:
+        raise ToolError(name, done.returncode, lines)
+    return lines
 
 
 def _properties(file: Path) -> Mapping[str, str]:
