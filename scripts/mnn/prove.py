@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import texts
-
 from stagekit import Stage, main
 
 ANSWER_TOKENS = 64

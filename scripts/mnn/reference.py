@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import texts
-
 from stagekit import BadInput, Stage, main
 
 
@@ -35,10 +34,11 @@ def run(stage: Stage) -> None:
         for done, ids in enumerate(prompt_ids, 1):
             rows.append(_logits(model, ids)[-1])
             stage.progress(done, steps, unit="texts", what="float model")
-        nats, tokens = 0.0, 0
+        nats, tokens = [], 0
         for done, ids in enumerate(cut, len(prompt_ids) + 1):
             more, count = texts.loss(_logits(model, ids), ids)
-            nats, tokens = nats + more, tokens + count
+            nats.append(more)
+            tokens += count
             stage.progress(done, steps, unit="texts", what="float model")
     out = stage.output("reference")
     out.mkdir(parents=True)
@@ -50,7 +50,8 @@ def run(stage: Stage) -> None:
             "prompt_ids": prompt_ids,
             "templated": bool(tokenizer.chat_template),
             "window_ids": cut,
-            "perplexity": texts.perplexity(nats, tokens),
+            "window_nats": nats,
+            "perplexity": texts.perplexity(sum(nats), tokens),
             "perplexity_tokens": tokens,
             "dtype": "float32",
         },

@@ -21,7 +21,7 @@ _MNN = 300 << 20
 # Quantising works on the whole output layer at once, in several copies of 32 bits.
 _HQQ_COPIES = 24
 _PLAIN_COPIES = 14
-# Rows of logits at a time: scripts/mnn/texts.py, WINDOW_TOKENS.
+# Rows of logits at a time: scripts/texts.py, WINDOW_TOKENS.
 _WINDOW = 256
 
 
