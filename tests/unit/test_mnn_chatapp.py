@@ -1,0 +1,145 @@
+"""The stage that assembles MnnLlmChat: a stand-in for Gradle, and Android's own tools after it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from edgekiln.home import project
+from tests.unit import tinyapk
+
+SCRIPTS = project() / "scripts"
+APP = "apps/Android/MnnLlmChat"
+# Looks for what the app's CMakeLists would, and leaves a package where Gradle does.
+_GRADLE = """#!/bin/sh
+set -e
+app="$2"
+shift 2
+echo "$@" >"$LOG"
+cmp "$app/../../../project/android/build_64/lib/libMNN.so" "$LIBRARY"
+grep -q "^sdk.dir=" "$app/local.properties"
+case "$GRADLE_USER_HOME" in /*) ;; *) exit 9;; esac
+[ -z "$FAILS" ] || { echo "Could not resolve com.android.tools.build:gradle:8.7.3"; exit 1; }
+made="$app/app/build/outputs/apk/standard/debug"
+mkdir -p "$made"
+[ -n "$SILENT" ] || cp "$APK" "$made/app-standard-debug.apk"
+"""
+
+
+class Ran(NamedTuple):
+    code: int
+    error: str
+    log: str
+    out: Path
+
+
+class Stand:
+    """The stage's input and surroundings."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        library = place / "runtime" / "arm64-v8a" / "libMNN.so"
+        library.parent.mkdir(parents=True)
+        library.write_bytes(tinyapk.library(place, 16384))
+        (place / "mnn" / APP).mkdir(parents=True)
+        (place / "mnn" / APP / "settings.gradle").write_text("// stand-in\n", encoding="utf-8")
+        (place / "bin").mkdir()
+        (place / "bin" / "gradle").write_text(_GRADLE, encoding="utf-8")
+        (place / "bin" / "gradle").chmod(0o755)
+        libraries = {"lib/arm64-v8a/libMNN.so": library.read_bytes()}
+        # As Gradle leaves it: the library stored where it happens to lie.
+        raw = tinyapk.make(place / "raw.apk", key=None, libraries=libraries, boundary=4)
+        self.env = {
+            "PATH": f"{place / 'bin'}:{os.environ['PATH']}",
+            "MNN_SOURCE_DIR": str(place / "mnn"),
+            "ANDROID_HOME": str(place / "sdk"),
+            "APK": str(raw),
+            "LIBRARY": str(library),
+            "LOG": str(place / "gradle.log"),
+        }
+
+    def run(self, params: dict[str, Any] | None = None, **env: str) -> Ran:
+        (self.place / "in").mkdir()
+        (self.place / "in" / "runtime").symlink_to(self.place / "runtime")
+        (self.place / "params.json").write_text(json.dumps(params or {}), encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, str(SCRIPTS / "mnn" / "chatapp.py")],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={
+                "HOME": str(self.place),
+                "PYTHONPATH": str(SCRIPTS),
+                "KILN_IN": str(self.place / "in"),
+                "KILN_OUT": str(self.place / "out"),
+                "KILN_PARAMS": str(self.place / "params.json"),
+                "KILN_CPUS": "2",
+                **self.env,
+                **env,
+            },
+        )
+        events = [json.loads(line) for line in done.stdout.splitlines()]
+        error = next((e["text"] for e in events if e["event"] == "error"), "")
+        return Ran(done.returncode, error, done.stderr, self.place / "out" / "app")
+
+
+@pytest.fixture
+def stand(tmp_path: Path) -> Stand:
+    tinyapk.need_tools()
+    return Stand(tmp_path)
+
+
+def test_the_app_is_assembled_aligned_and_signed(stand: Stand) -> None:
+    ran = stand.run()
+    assert ran.code == 0, ran.log
+    told = json.loads((ran.out / "app.json").read_text(encoding="utf-8"))
+    assert told["abis"] == ["arm64-v8a"]
+    assert "Android Debug" in told["signed_by"]
+    assert sorted(f.name for f in ran.out.iterdir()) == ["MnnLlmChat.apk", "app.json"]
+    apk = ran.out / "MnnLlmChat.apk"
+    assert apk.stat().st_size == told["bytes"]
+    subprocess.run(["apksigner", "verify", str(apk)], check=True, capture_output=True)
+    words = (stand.place / "gradle.log").read_text(encoding="utf-8")
+    assert "--no-daemon" in words and "--max-workers=2" in words
+    assert words.split()[-1] == "assembleStandardDebug"
+
+
+def test_gradle_that_cannot_fetch_is_a_fault_with_its_words(stand: Stand) -> None:
+    ran = stand.run(FAILS="1")
+    assert ran.code == 1
+    assert "gradle ended with 1" in ran.error
+    assert "Could not resolve" in ran.log
+
+
+def test_gradle_that_ends_well_and_makes_nothing_is_a_fault(stand: Stand) -> None:
+    ran = stand.run(SILENT="1")
+    assert ran.code == 1
+    assert "made 0 packages" in ran.error
+
+
+@pytest.mark.parametrize(
+    ("params", "env", "what"),
+    [
+        ({"build": "release"}, {}, "no build 'release'"),
+        ({}, {"MNN_SOURCE_DIR": "/nowhere"}, "MNN_SOURCE_DIR"),
+    ],
+)
+def test_what_cannot_be_built_is_bad_input(
+    stand: Stand, params: dict[str, Any], env: dict[str, str], what: str
+) -> None:
+    ran = stand.run(params, **env)
+    assert ran.code == 64
+    assert what in ran.error
+
+
+def test_a_runtime_for_hosts_is_bad_input(stand: Stand) -> None:
+    (stand.place / "runtime" / "arm64-v8a").rename(stand.place / "runtime" / "x86_64")
+    ran = stand.run()
+    assert ran.code == 64
+    assert "libMNN.so for a phone" in ran.error
