@@ -234,7 +234,7 @@ def images_verify(c: Context, name: str) -> None:
 )
 @cli.command
 def images_gc(c: Context, dry_run: bool = False) -> None:
-    """Remove images that no toolchain of this checkout asks for any more.
+    """Remove images and kits that no toolchain of this checkout asks for any more.
 
     Example: kiln images gc --dry-run
     """

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from edgekiln.device.run import Asked
     from edgekiln.engine import Engine
     from edgekiln.kits import Kit
+    from edgekiln.toolchain import Toolchain
 
 # Programs that tests call, and the packages of Debian and Ubuntu that hold them.
 _TESTS_CALL = {
@@ -90,6 +91,22 @@ def images_build(name: str, *, base: str | None, frozen: bool) -> None:
     with _task(f"image {name}", "steps") as task:
         images.build(_engine(), toolchain, task, frozen=frozen)
     print(images.tag(toolchain))
+    if toolchain.kits:
+        _tell_kits(toolchain)
+
+
+def _tell_kits(toolchain: Toolchain) -> None:
+    """Prove the image with its kits where they are here; else say what is missing."""
+    from edgekiln import images
+    from edgekiln.doctor import tell_kits
+
+    if absent := tell_kits(toolchain.kits):
+        print("proved without its kits, which are mounted and never part of it:")
+        print("\n".join(f"  {check.name}: {check.found}" for check in absent))
+        print(f"kiln toolchains fetch {toolchain.asked} gets them")
+        return
+    for line in images.prove(_engine(), toolchain)["proved"]:
+        print(f"ok     {line}")
 
 
 def images_dry_run(name: str, *, base: str | None) -> None:
@@ -113,10 +130,15 @@ def images_verify(name: str) -> None:
 
 
 def images_gc(*, dry_run: bool) -> None:
-    """Remove images of ours that no toolchain of this checkout asks for any more."""
+    """Remove images and kits of ours that no toolchain of this checkout asks for any more."""
     from edgekiln import images
+    from edgekiln.kits import making
     from edgekiln.toolchain import list_toolchains, load_toolchain
 
+    for kit in making.unused():
+        if not dry_run:
+            making.remove(kit)
+        print(kit)
     engine = _engine()
     wanted = {images.tag(load_toolchain(name)) for name in list_toolchains()}
     ours = [i for i in images.list_images(engine) if "edgekiln/" in i["tag"]]

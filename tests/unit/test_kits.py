@@ -382,6 +382,15 @@ def test_too_small_a_disk_is_told_before_the_first_byte(
     assert site.asked == []
 
 
+def test_kits_that_nobody_asks_for_can_be_removed(kit: Kit) -> None:
+    path = kits.ready(kit, Silent())
+    own = kits.load_kit("ndk-r27c").path
+    own.mkdir()
+    assert making.unused() == [path]
+    making.remove(path)
+    assert in_kits() == [own.name]
+
+
 def test_a_change_in_a_ready_kit_is_found(kit: Kit) -> None:
     path = kits.ready(kit, Silent())
     making.verify(kit)

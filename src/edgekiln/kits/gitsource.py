@@ -131,7 +131,7 @@ class _Hearing:
 
     def __call__(self, line: str) -> None:
         if found := re.match(r"Receiving objects: +\d+% \((\d+)/(\d+)\)", line):
-            self._progress.update(int(found[1]), int(found[2]), self._what)
+            self._progress.update(0, None, f"{self._what}: {found[1]} of {found[2]} objects")
         elif line.startswith(("fatal: ", "error: ")):
             self.error = line.strip()[:300]
 
@@ -308,7 +308,8 @@ def _write(bare: Path, repository: Repository, into: Path, progress: Progress) -
             else:
                 _write_file(into / path, body, bool(int(mode, 8) & 0o100))
             if number % 256 == 0:
-                progress.update(number, len(files), f"writing {repository.bare}")
+                told = f"writing {repository.bare}: {number} of {len(files)} files"
+                progress.update(0, None, told)
     for path, target in links.items():  # last: nothing is written through one
         _write_link(into, path, target, repository)
 

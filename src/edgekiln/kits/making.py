@@ -14,7 +14,16 @@ from edgekiln import units
 from edgekiln.errors import DigestError, DiskError, FetchError, KilnError, ToolchainError
 from edgekiln.fetch import RETRIES, differs, fetch
 from edgekiln.home import home
-from edgekiln.kits import Kit, firstuse, git_folders, is_ready, licences, vendor_folder
+from edgekiln.kits import (
+    Kit,
+    firstuse,
+    git_folders,
+    is_ready,
+    licences,
+    list_kits,
+    load_kit,
+    vendor_folder,
+)
 from edgekiln.kits.definition import Archive, Source
 from edgekiln.kits.gitsource import Repository, lay_out, listed, obtain
 from edgekiln.kits.tree import tree_id
@@ -223,6 +232,8 @@ def _make(kit: Kit, progress: Progress) -> None:
             progress.update(0, None, f"checking {kit.name}")
             record["tree"] = tree_id(folder)
             firstuse.write_json(record_file(kit), record)
+            if hasattr(os, "sync"):
+                os.sync()  # a power cut must not leave empty files under the name of a whole kit
             folder.rename(kit.path)
         for path in fetched:
             if path.parent == downloads():
@@ -274,6 +285,21 @@ def _check_holds(kit: Kit, folder: Path) -> None:
                 why="its YAML says that it does",
                 remedy="see whether `strip`, `only` and `into` fit the archive",
             )
+
+
+def unused() -> list[Path]:
+    """Kits that no YAML of this checkout comes to any more."""
+    wanted = {load_kit(name).path for name in list_kits()}
+    every = (path for path in (home() / "kits").glob("*-*") if path.is_dir())
+    return sorted(p for p in every if p not in wanted and not p.name.startswith("."))
+
+
+def remove(path: Path) -> None:
+    """Take a kit away: first its name, so that half of it is never taken for whole."""
+    gone = path.with_name(f".{path.name}-removed")
+    path.rename(gone)
+    path.with_name(f"{path.name}.json").unlink(missing_ok=True)
+    shutil.rmtree(gone)
 
 
 def verify(kit: Kit) -> None:

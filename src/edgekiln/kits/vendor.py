@@ -196,8 +196,9 @@ class _Hearing:
 
     def __call__(self, line: str) -> None:
         if line.startswith("Collecting "):
-            self._progress.update(self._done, self._count, line.split()[1])
             self._done += 1
+            told = f"wheel {self._done} of {self._count}: {line.split()[1]}"
+            self._progress.update(0, None, told)
         elif line.startswith("ERROR: "):
             self.last = self.last or line.removeprefix("ERROR: ").strip()[:300]
 
