@@ -126,6 +126,12 @@ def test_what_does_not_go_together_is_refused(given: dict[str, Any], what: str) 
     assert caught.value.remedy
 
 
+def test_a_bundle_for_one_chip_has_a_folder_of_its_own(sdk: Path) -> None:
+    assert BACKEND.variant(options()) == "mnn"
+    assert BACKEND.variant(options(runtime="android")) == "mnn"
+    assert BACKEND.variant(options(**npu(sdk))) == "mnn-sm8750"
+
+
 def test_a_hexagon_the_sdk_does_not_know_is_refused(sdk: Path) -> None:
     with pytest.raises(ToolchainError, match="knows no Hexagon v81"):
         plan(options(**npu(sdk, soc="sm8850")))

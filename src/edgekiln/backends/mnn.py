@@ -64,8 +64,12 @@ class Mnn:
         return found
 
     def variant(self, options: MnnOptions) -> str:
-        """One bundle serves every phone."""
-        return self.name
+        """One bundle serves every phone, unless it holds binaries for one chip's NPU."""
+        if not options.npu or options.soc is None:
+            return self.name
+        from edgekiln.backends.qnn_socs import find_soc
+
+        return f"{self.name}-{find_soc(options.soc).soc}"
 
     def models(self, options: MnnOptions) -> Mapping[str, str]:
         """The draft model, where one is asked for."""
