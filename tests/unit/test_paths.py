@@ -6,8 +6,8 @@ from pathlib import PurePosixPath, PureWindowsPath
 
 import pytest
 
+from edgekiln.engine.paths import engine_path
 from edgekiln.errors import UsageError
-from edgekiln.executors.paths import engine_path
 
 
 def test_linux_and_macos_paths_are_left_alone() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgekiln.executors.kills import Killed
+from edgekiln.toolchain import variables
 
 if TYPE_CHECKING:
     from edgekiln.progress import Progress
@@ -98,10 +99,7 @@ def environment(
     """
     threads = str(run.cpus)
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    own = {
-        key: value.replace("{kits}", kits).replace("{path}", path)
-        for key, value in toolchain.env.items()
-    }
+    own = variables(toolchain, path=path, kits=kits)
     modules = [scripts, own["PYTHONPATH"]] if "PYTHONPATH" in own else [scripts]
     return {
         "PATH": path,

@@ -18,12 +18,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 from urllib.parse import urlsplit
 
+from edgekiln.engine.paths import engine_path
 from edgekiln.errors import EngineError, StageError
 from edgekiln.executors import owners
-from edgekiln.executors.base import StageResult, StageRun, environment, read_event, ways_out
+from edgekiln.executors.base import (
+    StageResult,
+    StageRun,
+    environment,
+    read_event,
+    ways_out,
+)
 from edgekiln.executors.kills import Killed, kernel_kills, who
-from edgekiln.executors.kitlinks import IN_IMAGE, kits_ready, make_kits
-from edgekiln.executors.paths import engine_path
+from edgekiln.executors.kitlinks import kits_ready, make_kits
 from edgekiln.executors.views import places
 
 if TYPE_CHECKING:
@@ -41,8 +47,6 @@ _PIDS = 4096
 _KILLED = 137
 _FROM_OUTSIDE = (_KILLED, 143)
 _LAST_BREATH = 3.0
-# The image's own, by its Dockerfile.
-_PATH = "/opt/edgekiln/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class DockerExecutor:
@@ -169,7 +173,9 @@ class DockerExecutor:
         scratch.mkdir()
         params = run.work / "params.json"
         params.write_text(json.dumps(run.params), encoding="utf-8")
-        env = environment(toolchain, run, scripts="/kiln/scripts", path=_PATH, kits=IN_IMAGE)
+        env = environment(
+            toolchain, run, scripts="/kiln/scripts", path=images.PATH, kits=images.KITS
+        )
         return {
             "image": images.tag(toolchain),
             "entrypoint": [],
@@ -205,9 +211,10 @@ class DockerExecutor:
         ]
 
     def _kits(self, toolchain: Toolchain) -> list[Mount]:
+        from edgekiln.images import KITS
+
         return [
-            self._bind(f"{IN_IMAGE}/{kit.family}", kit.path, read_only=True)
-            for kit in toolchain.kits
+            self._bind(f"{KITS}/{kit.family}", kit.path, read_only=True) for kit in toolchain.kits
         ]
 
     def _bind(self, target: str, source: Path, *, read_only: bool) -> Mount:

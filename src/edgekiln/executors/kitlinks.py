@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from edgekiln.progress import Progress
     from edgekiln.toolchain import Toolchain
 
-IN_IMAGE = "/opt/edgekiln/kits"
-
 
 def kits_ready(toolchain: Toolchain) -> bool:
     """Whether every kit of the toolchain is unpacked."""

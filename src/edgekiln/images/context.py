@@ -34,6 +34,9 @@ _CA = "/run/secrets/ca"
 # that is larger is mounted with the context, which leaves as little behind.
 _SECRET_LIMIT = 500_000
 _LARGE_CA = "/run/kiln/ca"
+# Slim bases leave manuals out, and with them this folder: Java's set-up makes a link in it, and
+# fails where it is missing. So the folder is let in, and no manual.
+_WITH_MANUALS = "-oDpkg::Options::=--path-include=/usr/share/man/man1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +77,7 @@ def staged(
         folder, hidden = Path(scratch, "context"), Path(scratch, "secrets")
         (folder / "wheels").mkdir(parents=True)
         hidden.mkdir(mode=0o700)
-        for name, path in recipe_files(toolchain.name).items():
+        for name, path in recipe_files(toolchain).items():
             _copy_text(path, folder / name)
         put(linux_uv(toolchain.lock.uv, pip, progress), folder / "uv")
         _write_lock(toolchain, folder, frozen)
@@ -120,10 +123,12 @@ def _write_lock(toolchain: Toolchain, folder: Path, frozen: bool) -> None:
     lock = toolchain.lock
     _copy_text(toolchains() / f"{toolchain.name}.lock.json", folder / "lock.json")
     (folder / "lock.json").chmod(0o644)
-    exact = " ".join(f"{deb.name}={deb.version}" for deb in lock.debs)
-    (folder / "apt.exact").write_text(exact + "\n", encoding="utf-8", newline="\n")
-    names = " ".join(lock.definition.apt)
-    (folder / "apt.names").write_text(names + "\n", encoding="utf-8", newline="\n")
+    java = any(deb.name.startswith("openjdk-") for deb in lock.debs)
+    before = [_WITH_MANUALS] if java else []
+    exact = [*before, *(f"{deb.name}={deb.version}" for deb in lock.debs)]
+    names = [*before, *lock.definition.apt]
+    for name, words in (("apt.exact", exact), ("apt.names", names)):
+        (folder / name).write_text(" ".join(words) + "\n", encoding="utf-8", newline="\n")
     (folder / "frozen").write_text(f"{int(frozen)}\n", encoding="utf-8", newline="\n")
 
 

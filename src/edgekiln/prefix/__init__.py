@@ -122,7 +122,7 @@ def _kept(toolchain: Toolchain) -> dict[str, Path]:
     from edgekiln.toolchain import folder
 
     images = project() / "images"
-    proof = {"verify": images / "verify", "checks.py": images / toolchain.name / "checks.py"}
+    proof = {"verify": images / "verify", "checks.py": images / toolchain.checks / "checks.py"}
     return {**proof, "lock.json": folder() / f"{toolchain.name}.lock.json"}
 
 

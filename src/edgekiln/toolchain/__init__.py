@@ -63,6 +63,7 @@ class Toolchain:
     lock: Lock
     digest: str
     installed: str
+    checks: str
     kits: tuple[Kit, ...] = ()
     variant: str = ""
 
@@ -126,6 +127,7 @@ def load_toolchain(asked: str, *, base: str | None = None) -> Toolchain:
         lock=lock,
         digest=_with_kits(installed, kits),
         installed=installed,
+        checks=what.checks or name,
         kits=kits,
         variant=variant,
     )
@@ -154,6 +156,14 @@ def _with_kits(installed: str, kits: tuple[Kit, ...]) -> str:
         return installed
     named = "".join(f"{kit.family} {kit.digest}\n" for kit in sorted(kits, key=lambda k: k.family))
     return hashlib.sha256(f"{installed}\n{named}".encode()).hexdigest()
+
+
+def variables(toolchain: Toolchain, *, path: str, kits: str) -> dict[str, str]:
+    """The toolchain's own variables, with what {path} and {kits} stand for put in."""
+    return {
+        key: value.replace("{kits}", kits).replace("{path}", path)
+        for key, value in toolchain.env.items()
+    }
 
 
 def load_base(name: str) -> Base:

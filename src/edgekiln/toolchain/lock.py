@@ -87,6 +87,7 @@ class Definition:
         "what is in no package index: names in toolchains/kits/; mounted, never in an image",
         default=(),
     )
+    checks: str = field("the folder in images/ whose checks.py proves it; else its own", default="")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,12 +123,13 @@ class Lock:
 def digest(lock: Lock | BaseLock, *, extra: str = "") -> str:
     """sha256 over what the lock pins; comments in the YAML and the summary do not count.
 
-    Nor do kits: they are pinned by their own files, and are in no image.
+    Nor do kits, which are pinned by their own files and are in no image.
     """
     body: dict[str, Any] = plain(lock)
     body.pop("definition_sha256")
     body["definition"].pop("summary")
-    body["definition"].pop("kits", None)
+    for key in ("kits", "checks"):
+        body["definition"].pop(key, None)
     text = json.dumps(body, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256((text + extra).encode()).hexdigest()
 
