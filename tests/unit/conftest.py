@@ -15,6 +15,8 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No test reads or writes the user's own cache."""
     home = tmp_path / "home"
     monkeypatch.setenv("EDGEKILN_HOME", str(home))
+    # The stand-in for the vendor's SDK is under no licence; test_qairt_sdk.py has its refusal.
+    monkeypatch.setenv("EDGEKILN_ACCEPT_LICENCES", "qairt")
     return home
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgekiln.backends import qairt_sdk
-from edgekiln.errors import DigestError, ToolchainError
+from edgekiln.errors import DigestError, LicenceError, ToolchainError
 from tests.unit import qairt_standin as standin
 
 
@@ -39,6 +39,20 @@ def test_a_zip_is_unpacked_once_without_what_no_build_reads(
     before = tool.stat().st_mtime_ns
     assert qairt_sdk.prepare(archive) == sdk
     assert tool.stat().st_mtime_ns == before
+
+
+def test_the_vendors_licence_is_asked_for_once(
+    root: Path, own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("EDGEKILN_ACCEPT_LICENCES")
+    with pytest.raises(LicenceError, match="Qualcomm AI Runtime SDK") as caught:
+        qairt_sdk.prepare(root)
+    assert "--accept-licence qairt" in caught.value.remedy
+    monkeypatch.setenv("EDGEKILN_ACCEPT_LICENCES", "qairt")
+    qairt_sdk.prepare(root)
+    monkeypatch.delenv("EDGEKILN_ACCEPT_LICENCES")
+    assert qairt_sdk.prepare(root).version == standin.VERSION
+    assert "qairt" in json.loads((own_home / "licences.json").read_bytes())
 
 
 def test_the_digest_is_written_down_at_first_use_and_held_from_then_on(

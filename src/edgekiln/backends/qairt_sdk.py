@@ -69,10 +69,12 @@ class DeviceFile:
 def prepare(path: Path, *, arch: str | None = None) -> Sdk:
     """Check the user's zip or folder and give the SDK's folder; a zip is unpacked once.
 
-    `arch` is the Hexagon ("v79") whose files the phone will need. Raises ToolchainError for what
-    is no SDK, or lacks that Hexagon's files, DigestError for a damaged zip or another one of the
-    same version.
+    `arch` is the Hexagon ("v79") whose files the phone will need. The vendor's licence is asked
+    for once. Raises LicenceError where it is not accepted, ToolchainError for what is no SDK, or
+    lacks that Hexagon's files, DigestError for a damaged zip or another one of the same version.
     """
+    from edgekiln.kits import licences
+
     path = path.expanduser().absolute()
     if path.is_dir():
         found = Sdk(root=_root_of(path), version=_version_of(_root_of(path)))
@@ -81,6 +83,7 @@ def prepare(path: Path, *, arch: str | None = None) -> Sdk:
     else:
         raise ToolchainError(f"there is no QAIRT SDK at {path}", remedy=_OFFER)
     _check_parts(found, arch)
+    licences.settle(["qairt"], whose=f"QAIRT SDK {found.version}")
     return found
 
 

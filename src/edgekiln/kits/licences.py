@@ -42,6 +42,11 @@ LICENCES = {
             title="Android SDK Preview License Agreement",
             address="https://developer.android.com/studio/terms",
         ),
+        Licence(
+            name="qairt",
+            title="licence of the Qualcomm AI Runtime SDK",
+            address="the LICENSE file in the SDK's folder",
+        ),
     )
 }
 
