@@ -20,9 +20,11 @@ import json
 import os
 import runpy
 import sys
+import types
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 _SPACE = "\u2581"  # the mark that SentencePiece puts for a space
 _CODEGENS = ("opencl", "vulkan", "metal", "webgpu", "cuda", "rocm", "hexagon", "llvm")
@@ -40,9 +42,9 @@ def main(words: list[str]) -> None:
         word = words.pop(0)
         prefix = words.pop(0) if word == "--edgekiln-prefix" else prefix
         objects = objects or word == "--edgekiln-objects"
-    without = _without_library()
-    if words[0] == "gen_config" and without:
-        _answer_for_the_tokenizer()
+    _without_library()
+    if words[0] == "convert_weight":
+        _processor_is_here()
     if words[0] == "compile":
         _steady_shapes()
     if prefix is not None:
@@ -60,7 +62,7 @@ def offers() -> dict[str, Any]:
     registry = importlib.import_module("mlc_llm.conversation_template").ConvTemplateRegistry
     registered = set(registry._conv_templates)
     return {
-        "version": getattr(importlib.import_module("mlc_llm"), "__version__", ""),
+        "version": importlib.import_module("mlc_llm.libinfo").__version__,
         "quantizations": list(importlib.import_module("mlc_llm.quantization").QUANTIZATION),
         # Its command line takes some names that no template is registered for.
         "templates": sorted(registered & set(flow.CONV_TEMPLATES)),
@@ -72,30 +74,62 @@ def offers() -> dict[str, Any]:
 
 
 def _without_library() -> bool:
-    """Whether this mlc_llm has no compiled library; it is then told not to look for one."""
+    """Whether this mlc_llm has no compiled library, as a checkout that nobody has built.
+
+    convert_weight, gen_config and compile can do without. The package is then entered without its
+    __init__, which imports the server and so the library's classes.
+    """
     found = importlib.util.find_spec("mlc_llm")
     if found is None or not found.submodule_search_locations:
         return False
-    package = Path(found.submodule_search_locations[0])
-    # Where mlc_llm.libinfo looks: beside itself, and in the build folder of a checkout.
-    folders = (package, package / "lib", *(package.parents[1] / f for f in ("build", "lib")))
-    named = os.environ.get("MLC_LIBRARY_PATH", "").split(os.pathsep)
-    places = [*folders, *(Path(n) for n in named if n)]
-    if any(any(place.glob("libmlc_llm*")) for place in places if place.is_dir()):
+    places = _library_places(Path(found.submodule_search_locations[0]).resolve())
+    if any(any(place.glob("libmlc_llm_module.*")) for place in places if place.is_dir()):
         return False
     os.environ["SKIP_LOADING_MLCLLM_SO"] = "1"
+    package = types.ModuleType("mlc_llm")
+    package.__path__ = list(found.submodule_search_locations)
+    package.__file__, package.__spec__ = found.origin, found
+    sys.modules["mlc_llm"] = package
+    sys.modules["mlc_llm.tokenizers"] = _tokenizers()
     return True
 
 
-def _answer_for_the_tokenizer() -> None:
-    module = importlib.import_module("mlc_llm.tokenizers")
+def _processor_is_here() -> None:
+    """mlc_llm need not start itself anew, in seconds, to find out whether there is a processor."""
+    devices: Any = importlib.import_module("mlc_llm.support.auto_device")
+    getattr(devices, "_RESULT_CACHE", {})["cpu:0"] = True
 
-    def detect(folder: str) -> Any:
-        file = Path(folder) / "tokenizer.json"
-        told = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        return module.TokenizerInfo(**tokenizer_info(told))
 
-    module.Tokenizer.detect_tokenizer_info = staticmethod(detect)
+def _library_places(package: Path) -> list[Path]:
+    """Where mlc_llm.libinfo looks for its library (Linux)."""
+    build = package.parents[1] / "build"
+    words = (os.environ.get(name, "") for name in ("MLC_LIBRARY_PATH", "LD_LIBRARY_PATH"))
+    named = [Path(part.strip()) for word in words for part in word.split(":") if part.strip()]
+    return [package, package / "lib", build, build / "Release", *named]
+
+
+@dataclass
+class TokenizerInfo:
+    """What gen_config writes down of a tokenizer, by mlc_llm's names."""
+
+    token_postproc_method: str
+    prepend_space_in_encode: bool
+    strip_space_in_decode: bool
+
+
+def _tokenizers() -> types.ModuleType:
+    """In place of mlc_llm.tokenizers, whose classes live in the library."""
+
+    class Tokenizer:
+        @staticmethod
+        def detect_tokenizer_info(folder: str) -> TokenizerInfo:
+            file = Path(folder) / "tokenizer.json"
+            told = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+            return TokenizerInfo(**tokenizer_info(told))
+
+    module: Any = types.ModuleType("mlc_llm.tokenizers")
+    module.Tokenizer, module.TokenizerInfo = Tokenizer, TokenizerInfo
+    return cast(types.ModuleType, module)
 
 
 def tokenizer_info(tokenizer: dict[str, Any]) -> dict[str, Any]:
@@ -124,12 +158,13 @@ def _steady_shapes() -> None:
     transform = tvm.relax.transform
     lower = transform.VMShapeLower
 
-    @tvm.transform.module_pass(opt_level=0)
-    def steady(mod: Any, _: Any) -> Any:
+    def steadied(mod: Any, _: Any) -> Any:
         for name, function in list(mod.functions_items()):
             if name.name_hint.startswith("shape_func"):
                 mod[name] = steady_shape(function)
         return mod
+
+    steady = tvm.transform.module_pass(steadied, opt_level=0)
 
     def lower_steadily(*words: Any, **more: Any) -> Any:
         return tvm.transform.Sequential([lower(*words, **more), steady])

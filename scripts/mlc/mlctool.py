@@ -102,7 +102,23 @@ def run(
     name = next((word for word in words if word in _COMMANDS), words[0])
     command = [sys.executable, "-s", mlcrun.__file__, *words]
     env = {**environment(stage), **(more or {})}
-    return call(f"mlc_llm {name}", command, env, told=told, cwd=cwd, quiet=quiet)
+    try:
+        return call(f"mlc_llm {name}", command, env, told=told, cwd=cwd, quiet=quiet)
+    except ToolError as error:
+        if stage.has("source"):
+            _explain_source(error)
+        raise
+
+
+def _explain_source(error: ToolError) -> None:
+    """A checkout that was written for another TVM fails at the first name that has moved."""
+    said = mlclog.last_words(error.lines)
+    if re.match(r"(ImportError|ModuleNotFoundError|AttributeError)\b.*\btvm", said):
+        raise BadInput(
+            f"the mlc-llm source wants another TVM than this toolchain's: {said}",
+            remedy="check out a commit of the age of this toolchain's apache-tvm, or build "
+            "without --mlc-source, with upstream's wheels",
+        ) from error
 
 
 def call(

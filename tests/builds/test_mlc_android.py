@@ -18,11 +18,11 @@ SCRIPTS = project() / "scripts"
 sys.path[:0] = [str(SCRIPTS), str(SCRIPTS / "mlc")]
 
 import apk as apkstage  # noqa: E402
-import apkfile  # noqa: E402
-import apksign  # noqa: E402
 import cmakeshim  # noqa: E402
 import objfile  # noqa: E402
 
+import apkfile  # noqa: E402
+import apksign  # noqa: E402
 from stagekit import BadInput, Stage  # noqa: E402
 
 PAGE = 16384
@@ -104,7 +104,7 @@ def test_an_apk_is_aligned_signed_and_verified(raw: Path, tmp_path: Path) -> Non
     with zipfile.ZipFile(signed) as new, zipfile.ZipFile(raw) as old:
         assert new.testzip() is None
         wanted = {e.filename: old.read(e) for e in old.infolist()}
-        assert {e.filename: new.read(e) for e in new.infolist()} == wanted
+        assert {name: new.read(name) for name in wanted} == wanted
     badging = subprocess.run(
         ["aapt", "dump", "badging", str(signed)], capture_output=True, text=True, check=True
     )

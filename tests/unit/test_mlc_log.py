@@ -131,3 +131,9 @@ def test_the_line_that_says_why() -> None:
     assert mlclog.last_words(lines) == lines[2]
     assert mlclog.last_words(["[2026-11-21 13:27:48] INFO a.py:1: all well", ""]) == "all well"
     assert mlclog.last_words([]) == "it said nothing"
+    # mlc_llm's own parser of arguments.
+    wrong = [
+        "argument --device: invalid detect_device value: 'cpu'",
+        f"{25 * '-'} Error {25 * '-'}",
+    ]
+    assert mlclog.last_words(wrong) == wrong[0]
