@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from edgekiln.errors import DigestError, ToolchainError
+from edgekiln.errors import AccessError, DigestError, ToolchainError
+from edgekiln.kits import places
 from edgekiln.kits.tree import tree_id
 from edgekiln.kits.unpack import test as read_through
 from edgekiln.kits.unpack import unpack, unpacked_size
@@ -147,6 +148,30 @@ def test_special_files_are_refused(tmp_path: Path) -> None:
     fifo.type = tarfile.FIFOTYPE
     with pytest.raises(ToolchainError, match="special file"):
         unpack(put(tmp_path, "a.tar.gz", tarred({}, extra=(fifo,))), tmp_path / "o", Silent())
+
+
+def test_names_that_differ_in_case_are_refused_where_they_are_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = zipped({"linux/xt_MARK.h": b"1", "linux/xt_mark.h": b"2"})
+    archive = put(tmp_path, "a.zip", body)
+    unpack(archive, tmp_path / "here", Silent())  # tests run where they are two
+    assert len(list((tmp_path / "here/linux").iterdir())) == 2
+    monkeypatch.setattr(places, "folds", lambda _: True)
+    with pytest.raises(ToolchainError, match="are one file here") as caught:
+        unpack(archive, tmp_path / "there", Silent())
+    assert "WSL" in caught.value.remedy
+
+
+def test_a_system_that_makes_no_links_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(1314, "A required privilege is not held by the client")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    with pytest.raises(AccessError, match="cannot be made a link"):
+        unpack(archives(tmp_path)[0], tmp_path / "out", Silent())
 
 
 def test_no_file_may_run_as_another_user(tmp_path: Path) -> None:

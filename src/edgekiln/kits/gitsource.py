@@ -24,6 +24,7 @@ from edgekiln.errors import DigestError, FetchError, ToolchainError
 from edgekiln.fetch import RETRIES
 from edgekiln.home import home
 from edgekiln.kits.definition import Source, Submodule
+from edgekiln.kits.places import Names, link
 from edgekiln.locking import held
 from edgekiln.progress import Progress
 from edgekiln.transfer import shown
@@ -102,7 +103,7 @@ def _fetch(
         if done.returncode:
             raise FetchError(f"{bare} cannot be made", why=last_words(done))
     kept = f"{repository.commit}:refs/edgekiln/{repository.commit}"
-    words = ["fetch", "--progress", "--depth=1", "--no-tags", "--no-write-fetch-head"]
+    words = ["fetch", "--progress", "--depth=1", "--no-tags"]
     command = ["git", f"--git-dir={bare}", *words, "--", repository.repository, kept]
     log = home() / "logs" / f"git-{bare.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -298,7 +299,9 @@ def _write(bare: Path, repository: Repository, into: Path, progress: Progress) -
     into.mkdir(parents=True, exist_ok=True)
     with _Objects(bare, repository) as objects:
         files = list(objects.files(objects.tree()))
+        names = Names(into)
         for number, (mode, name, path) in enumerate(files, 1):
+            names.check(path)
             if mode == _GITLINK:
                 (into / path).mkdir(parents=True, exist_ok=True)
                 continue
@@ -326,12 +329,11 @@ def _write_file(place: Path, body: bytes, executable: bool) -> None:
 
 
 def _write_link(into: Path, path: str, target: bytes, repository: Repository) -> None:
-    place, told = into / path, os.fsdecode(target)
-    place.parent.mkdir(parents=True, exist_ok=True)
+    told = os.fsdecode(target)
     ends = os.path.normpath(os.path.join(os.path.dirname(path), told))  # noqa: PTH118, PTH120
     if told.startswith("/") or ends == ".." or ends.startswith("../"):
         raise _climbs(repository, f"{path} -> {told}")
-    place.symlink_to(told)
+    link(into / path, told)
 
 
 def _climbs(repository: Repository, what: str) -> ToolchainError:

@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from edgekiln.errors import DigestError, ToolchainError
+from edgekiln.kits.places import Names, link
 from edgekiln.progress import Progress
 
 _CHUNK = 1 << 20
@@ -64,11 +65,13 @@ def unpack(
     Raises ToolchainError for a member that would land elsewhere, DigestError for damage.
     """
     with _damage_told(archive), _opened(archive) as (members, total):
-        done, links = 0, {}
+        done, links, names = 0, {}, Names(into)
         for member in members:
             path = _stripped(member.path, strip, archive)
             if path is None or not _wanted(path, only):
                 continue
+            if not member.folder:
+                names.check(path)
             if member.link:
                 links[path] = _checked_link(path, member.link, archive)
                 continue
@@ -228,10 +231,7 @@ def _put(
 def _make_links(into: Path, links: dict[str, str], archive: Path) -> None:
     """Make the links, each with its target inside also by way of the other links."""
     for path, target in links.items():
-        place = into / path
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.unlink(missing_ok=True)
-        place.symlink_to(target)
+        link(into / path, target)
     root = into.resolve()
     for path, target in links.items():
         try:
