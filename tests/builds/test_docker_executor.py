@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from edgekiln.digest import FileIndex
-from edgekiln.errors import OutOfMemoryError, StageError
+from edgekiln.errors import KilnError, OutOfMemoryError, StageError
 from edgekiln.executors import owners
 from edgekiln.executors.docker import DockerExecutor
+from edgekiln.executors.kills import kernel_kills
 from edgekiln.pipeline import FromPath, Pipeline
 from edgekiln.progress import Silent
 from tests.builds.kit import NOBODY, call, nobodys_python, open_folder, python, until
@@ -127,6 +128,16 @@ def test_a_stage_killed_for_memory_is_told_the_figure(boat: Bench, engine: Engin
     assert "killed for memory (exit 137)" in caught.value.what
     assert "100.0 MB" in caught.value.why
     assert ours(engine) == []
+
+
+def test_a_stage_killed_by_somebody_is_not_called_memory(boat: Bench, engine: Engine) -> None:
+    before = kernel_kills()
+    with pytest.raises(KilnError, match="killed") as caught:
+        run_one(boat, "os.kill(os.getpid(), 9)")
+    if before is None or kernel_kills() != before or not engine.url.startswith("unix://"):
+        pytest.skip("this kernel counts no kills, or killed something for memory just now")
+    assert isinstance(caught.value, StageError)
+    assert "from outside (exit 137), and not for memory" in caught.value.what
 
 
 def test_orphans_in_the_container_are_reaped(boat: Bench) -> None:
