@@ -158,10 +158,10 @@ class _Quality:
         group="quality",
     )
     min_cosine: float = option(
-        0.98, "least mean cosine of logits with the float model", low=0, high=1, group="quality"
+        0.97, "least mean cosine of logits with the float model", low=0, high=1, group="quality"
     )
     max_perplexity_ratio: float = option(
-        1.4, "most perplexity, as a multiple of the float model's", low=1, group="quality"
+        1.5, "most perplexity, as a multiple of the float model's", low=1, group="quality"
     )
 
 
