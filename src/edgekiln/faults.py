@@ -105,8 +105,13 @@ def explain_all(log: Path) -> list[Found]:
 
 def explain_text(text: str) -> Found | None:
     """The same for words that lie in no file."""
-    found = _explain(io.BytesIO(text.encode()))
+    found = explain_texts(text)
     return found[0] if found else None
+
+
+def explain_texts(text: str) -> list[Found]:
+    """Every known fault in words that lie in no file, those that say more first."""
+    return _explain(io.BytesIO(text.encode("utf-8", "replace")))
 
 
 def _explain(file: BinaryIO) -> list[Found]:

@@ -35,9 +35,10 @@ def judge(stage: Stage, result: StageResult, run: StageRun, error: str, remedy: 
         raise _disk_full(f"stage {stage.name} could not go on", run.work)
     failed = f"stage {stage.name} failed with exit code {result.exit_code}"
     if found := explain(run.log) or explain_text(error):
+        own = f"; the program: {error[:200]}" if error and error not in found.line else ""
         raise found.kind(
             f"{failed}: {found.what}",
-            why=f"{found.why} (as in {found.fault.seen[0]})",
+            why=f"{found.why} (as in {found.fault.seen[0]}){own}",
             remedy=f"{found.do}; the whole log: {run.log}",
         )
     raise StageError(

@@ -186,6 +186,34 @@ def test_a_program_that_fails_is_quoted(phone: Phone, tmp_path: Path) -> None:
     assert "genie-t2t-run.log" in caught.value.remedy
 
 
+@pytest.mark.parametrize(
+    ("said", "what", "why"),
+    [
+        (
+            "[ERROR] <E> Stub lib id mismatch: expected (v2.28.0.241029232508_102474), detected "
+            "(v2.25.17.241017130936_18858)",
+            "of two versions",
+            "v2.25.17.241017130936_18858",
+        ),
+        (
+            'libQnn.so" program alignment (4096) cannot be smaller than system page size (16384)',
+            "does not fit this phone's pages",
+            "aligned to 4096 bytes",
+        ),
+    ],
+    ids=["pytorch/executorch#8762", "dotnet/android#10545"],
+)
+def test_a_known_fault_of_the_phone_is_explained(
+    phone: Phone, tmp_path: Path, said: str, what: str, why: str
+) -> None:
+    script = f"#!/bin/sh\necho '{said}' >&2\nexit 1\n".encode()
+    payload = on_phone(make_qnn(tmp_path, **{"genie-t2t-run": script}))
+    with pytest.raises(DeviceError, match="ended with 1 on the phone: ") as caught:
+        answer(payload, "x")
+    assert what in caught.value.what and why in caught.value.why
+    assert "genie-t2t-run.log" in caught.value.remedy
+
+
 def test_a_library_the_linker_misses_is_named(phone: Phone, tmp_path: Path) -> None:
     words = 'CANNOT LINK EXECUTABLE "./genie-t2t-run": library "libc++_shared.so" not found'
     script = f"#!/bin/sh\necho '{words}: needed by main executable' >&2\nexit 1\n".encode()

@@ -155,6 +155,12 @@ xcrun: error: unable to find utility "metallib", not a developer tool or in PATH
         "FileNotFoundError: [Errno 2] No such file or directory: 'Library/Android/sdk/ndk/26.2.11394342/toolchains/llvm/prebuilt/darwin-x86_64/bin/llvm-ar'",
     ),
     (
+        # Python's own words where TVM_NDK_CC names a compiler of another system's NDK.
+        "ndk-tools",
+        "mlc-ai/mlc-llm#1237",
+        "FileNotFoundError: [Errno 2] No such file or directory: '/opt/ndk/toolchains/llvm/prebuilt/darwin-x86_64/bin/aarch64-linux-android24-clang'",
+    ),
+    (
         "nm-of-the-machine",
         "mlc-ai/mlc-llm#2317",
         "nm: invalid argument to -U/--unicode: dist/lib/libmodel_android.a",
@@ -236,6 +242,24 @@ A problem occurred configuring project ':app'.
         "gradle-offline",
         "android/uamp#419",
         "> No cached version of com.android.tools.build:gradle:4.1.1 available for offline mode.",
+    ),
+    (
+        "gradle-download",
+        "flutter/flutter#35437",
+        """      > Could not resolve com.android.tools.build:gradle:3.2.1.
+         > Could not get resource 'https://dl.google.com/dl/android/maven2/com/android/tools/build/gradle/3.2.1/gradle-3.2.1.pom'.
+            > Could not HEAD 'https://dl.google.com/dl/android/maven2/com/android/tools/build/gradle/3.2.1/gradle-3.2.1.pom'.
+               > Connect to 127.0.0.1:1080 [/127.0.0.1] failed: Connection refused (Connection refused)""",
+    ),
+    (
+        "gradle-host",
+        "tronprotocol/documentation#301",
+        'Exception in thread "main" java.net.UnknownHostException: services.gradle.org',
+    ),
+    (
+        "tvm4j-missing",
+        "mlc-ai/mlc-llm#2569",
+        "package org.apache.tvm does not exist\nimport org.apache.tvm.Device;",
     ),
     (
         "keystore-password",
@@ -345,6 +369,11 @@ NumPy 2.1.0 as it may crash.""",
         "[  487.012644] emulator64-x86 invoked oom-killer: gfp_mask=0x2400040(GFP_NOFS), order=0, oom_score_adj=0",
     ),
     (
+        "oom-killed",
+        "ggml-org/llama.cpp#76",
+        "Out of memory: Killed process 930269 (python3) total-vm:15643332kB, anon-rss:13201980kB, file-rss:4kB, shmem-rss:0kB, UID:0 pgtables:26524kB oom_score_adj:0",
+    ),
+    (
         "python-memory",
         "adriancable/qwen3.c#1",
         """    b = struct.pack(f"{len(d)}b", *d)
@@ -369,6 +398,21 @@ MemoryError""",
         "base-image-gone",
         "NVIDIA/nvidia-docker#1735",
         "docker: Error response from daemon: manifest for nvidia/cuda:11.0-base-ubuntu20.04 not found: manifest unknown: manifest unknown.",
+    ),
+    (
+        "killed",
+        "lllyasviel/Fooocus#1117",
+        "model_type EPS\nadm 2816\nKilled",
+    ),
+    (
+        "killed",
+        "henrywoo/pyllama#62",
+        "[1]    16261 killed     python3 -m llama.convert_llama --ckpt_dir $CKPT_DIR --tokenizer_path   65B",
+    ),
+    (
+        "crashed",
+        "alibaba/MNN#4212",
+        "Step1: Make IO\nSegmentation fault (core dumped)\n\nCost:  0.4871361255645752  s",
     ),
     (
         "mlc-compile",
@@ -526,6 +570,17 @@ def test_a_stage_that_fails_with_a_known_fault_is_told_it(bench: Bench) -> None:
     assert "exit code 255: no library of the package is called" in error.what
     assert "qwen2_q4f16_1" in error.why and "mlc-ai/mlc-llm#1580" in error.why
     assert "the whole log: " in error.remedy and len(error.lines()) == 3
+
+
+def test_what_the_program_itself_said_is_not_lost(bench: Bench) -> None:
+    body = """
+    print("Segmentation fault (core dumped)", file=sys.stderr, flush=True)
+    raise RuntimeError("the step compilefornpu left no npu_postreat.json")
+    """
+    bench.program("fails.py", body)
+    with pytest.raises(StageError, match="a tool crashed") as caught:
+        bench.run(Pipeline(stages=(stage("npu", "fails.py"),)))
+    assert "RuntimeError: the step compilefornpu left no" in caught.value.why
 
 
 def test_a_known_fault_of_memory_is_called_memory(bench: Bench) -> None:

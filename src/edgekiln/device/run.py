@@ -19,6 +19,7 @@ from edgekiln.device.payload import Payload
 from edgekiln.device.programs import GENIE, GENIE_CONFIG, MNN, missing
 from edgekiln.device.push import pushed_files
 from edgekiln.errors import DeviceError, UsageError
+from edgekiln.faults import explain_texts
 from edgekiln.home import home
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ TEMPLATE = "prompts/template.json"
 # llm_demo takes this first line for the head of an examination (C-Eval) and marks the answers.
 _EXAMINATION = "id,question,A,B,C,D,answer"
 _KILLED = (137, 9)
+# Of the faults that are known, those that a program on a phone can have.
+_ON_PHONES = ("qnn-stub", "pages-16k")
 _UNLINKED = re.compile(r'library "([^"]+)" not found')
 
 
@@ -275,6 +278,13 @@ def _failure(program: str, ended: Ended, payload: Payload) -> DeviceError:
             remedy="close other apps, or build with a shorter context or fewer bits",
         )
     how = f"ended with {ended.code}" if ended.code else "gave no answer"
+    known = next((f for f in explain_texts(said) if f.fault.name in _ON_PHONES), None)
+    if known is not None:
+        return DeviceError(
+            f"{program} {how} on the phone: {known.what}",
+            why=known.why,
+            remedy=f"{known.do}; all it said is in {_logged(program, said)}",
+        )
     remedy = f"{_remedy(said)}all it said is in {_logged(program, said)}"
     return DeviceError(f"{program} {how} on the phone", why=_why(said), remedy=remedy)
 
@@ -295,7 +305,7 @@ def _why(said: str) -> str:
 
 
 def _remedy(said: str) -> str:
-    if re.search(r"stub lib id mismatch|skel|dspqueue", said, re.IGNORECASE):
+    if re.search(r"skel|dspqueue", said, re.IGNORECASE):
         return "take all libraries, Stub and Skel too, from one version of the QAIRT SDK; "
     if "Permission denied" in said:
         return "put the bundle under /data/local/tmp, elsewhere Android runs no programs; "
