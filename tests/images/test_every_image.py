@@ -19,11 +19,25 @@ GIGABYTE = 1_000_000_000
 PROOFS = {
     "aimet": ("torch", "by the rules htp_v79"),
     "aimet-1.34-cu121": ("torch 2.1.2+cu121", "compiled part loads", "quantises with SeqMSE"),
+    "mlc": ("torch 2.13.0+cpu", "tvm_ffi 0.1.11", "links a shared library", "without its kits"),
+    "mlc-android": ("CMake 3.31.10", "Java 17", "without its kits"),
     "mnn": ("torch", "MNN converts", "llmexport 0.0.5", "LLM runtime"),
+    "mnn-android": ("CMake 3.31.10", "Java 17", "without its kits"),
     "qairt": ("5 libraries that the SDK links to", "37 modules", "onnx 1.14.1"),
     "qnn": ("compiles for SoC 69, all of it on the HTP", "HTP emulation", "Genie 1.21"),
+    "tvm": ("generates opencl, webgpu, metal, cuda, llvm", "OpenCL inside", "computes the same"),
 }
-SIZES = {"aimet": 1.8, "aimet-1.34-cu121": 6.3, "mnn": 1.3, "qairt": 0.8, "qnn": 0.65}
+SIZES = {
+    "aimet": 1.8,
+    "aimet-1.34-cu121": 6.3,
+    "mlc": 1.4,
+    "mlc-android": 1.9,
+    "mnn": 1.3,
+    "mnn-android": 1.25,
+    "qairt": 0.8,
+    "qnn": 0.65,
+    "tvm": 1.7,
+}
 
 
 # 3 GB are fetched for that one.
@@ -64,7 +78,7 @@ def test_labels_say_what_the_image_is(engine: Engine, name: str, image: str) -> 
     assert found is not None
     labels, toolchain = found["Config"]["Labels"], load_toolchain(name)
     assert labels["io.edgekiln.toolchain"] == name
-    assert labels["io.edgekiln.toolchain.lock"] == f"sha256:{toolchain.digest}"
+    assert labels["io.edgekiln.toolchain.lock"] == f"sha256:{toolchain.installed}"
     assert labels["org.opencontainers.image.description"] == toolchain.summary
     assert labels["org.opencontainers.image.base.digest"].startswith("sha256:")
 

@@ -107,7 +107,7 @@ def planted(
         aptconf._options.cache_clear()
         # The same toolchain under another name, so that the user's own image stays.
         other = dataclasses.replace(
-            toolchain, digest=hashlib.sha256(words["password"].encode()).hexdigest()
+            toolchain, installed=hashlib.sha256(words["password"].encode()).hexdigest()
         )
         image = images.build(engine, other, Silent(), fresh=True)
     try:
