@@ -187,6 +187,17 @@ def test_apache_tvm_has_no_vulkan(checkout: str, target: str) -> None:
     assert "leave --mlc-source out" in caught.value.remedy
 
 
+def test_sources_for_an_older_tvm_are_told_so(checkout: str) -> None:
+    file = Path(checkout) / "python" / "mlc_llm" / "support" / "auto_target.py"
+    file.parent.mkdir()
+    file.write_text("from tvm import IRModule, relax\nfrom tvm.contrib import ndk, tar, xcode\n")
+    with pytest.raises(ToolchainError, match="older TVM") as caught:
+        check_options(options(mlc_source=checkout))
+    assert "tvm.support" in caught.value.remedy
+    file.write_text("from tvm.support import ndk, tar, xcode\n")
+    check_options(options(mlc_source=checkout))
+
+
 def test_a_phone_s_context_and_chunk_are_small_unless_asked_for() -> None:
     assert sizes_of(model(), options()) == {"context_window_size": 4096, "prefill_chunk_size": 128}
     assert sizes_of(model(context_length=512), options())["context_window_size"] == 512

@@ -25,6 +25,7 @@ _PREFIX = re.compile(r"[A-Za-z_][A-Za-z0-9_]*_")
 _SHORTEST = 8
 _OPT = re.compile(r"O[0-3]|[a-z_]+=\w+(;[a-z_]+=\w+)*")
 _HUB = re.compile(r"HF://[\w.-]+/[\w.-]+")
+_OLD_TVM = re.compile(r"^from tvm\.contrib import .*\bndk\b", re.MULTILINE)
 _PHONE_CONTEXT, _PHONE_CHUNK = 4096, 128
 Clash = tuple[str, str]
 
@@ -166,6 +167,8 @@ def key_file(properties: Path) -> Path:
 def _check_machine(o: MlcOptions) -> None:
     """What the target needs that no toolchain holds. Raises ToolchainError."""
     target = target_of(o)
+    if o.mlc_source is not None:
+        _check_age(Path(o.mlc_source))
     if target.vulkan and o.mlc_source is not None:
         raise ToolchainError(
             f"--target {o.target} cannot be compiled with Apache TVM",
@@ -191,6 +194,20 @@ def _check_machine(o: MlcOptions) -> None:
         why=target.whence,
         remedy=there if target.kernels else f"{here}; or {there}",
     )
+
+
+def _check_age(checkout: Path) -> None:
+    """Sources that are written for an older TVM than the toolchain's. Raises ToolchainError."""
+    file = checkout / "python" / "mlc_llm" / "support" / "auto_target.py"
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    if _OLD_TVM.search(text):
+        raise ToolchainError(
+            f"{checkout} is written for an older TVM than Apache TVM 0.26",
+            why="its python/mlc_llm/support/auto_target.py imports tvm.contrib, which is "
+            "tvm.support there; other names have changed with it",
+            remedy="check out a commit whose sources import tvm.support; or leave --mlc-source "
+            "out, to take MLC's own wheels",
+        )
 
 
 def check_model(model: Model, options: MlcOptions) -> None:
