@@ -137,17 +137,27 @@ def _kits_fetched(job: Job, toolchains: Iterable[Toolchain], reporter: Reporter)
 
     lacking = {t.asked: [kit for kit in t.kits if not is_ready(kit)] for t in toolchains}
     kits = {kit.name: kit for found in lacking.values() for kit in found}
-    for kit in kits.values():
-        licences.settle([kit.licence], whose=kit.name)
-    reporter.started("kits", ", ".join(kits))
+    with _ways_out(job, [name for name, found in lacking.items() if found]):
+        for kit in kits.values():
+            licences.settle([kit.licence], whose=kit.name)
+        reporter.started("kits", ", ".join(kits))
+        try:
+            yield Task(reporter, "kits")
+        except KilnError:
+            reporter.ended("kits", "failed", {})
+            raise
+        reporter.ended("kits", "done", {})
+
+
+@contextmanager
+def _ways_out(job: Job, toolchains: Iterable[str]) -> Iterator[None]:
+    """An error about toolchains that cannot be had, with what the backend can do without them."""
     try:
-        yield Task(reporter, "kits")
+        yield
     except KilnError as error:
-        reporter.ended("kits", "failed", {})
-        ways = [job.backend.remedy(name) for name, found in lacking.items() if found]
-        error.remedy = "; or ".join(dict.fromkeys(w for w in (error.remedy, *ways) if w))
+        ways = (error.remedy, *map(job.backend.remedy, toolchains))
+        error.remedy = "; or ".join(dict.fromkeys(way for way in ways if way))
         raise
-    reporter.ended("kits", "done", {})
 
 
 def dry_run(recipe: Recipe, settings: Settings, reporter: Reporter) -> None:
