@@ -18,7 +18,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from edgekiln import units
-from edgekiln.artifacts.apk import Package, read_package
+from edgekiln.artifacts.apk import PAGE_16K, Package, read_package
 from edgekiln.bundle import MANIFEST
 from edgekiln.device.adb import Phone
 from edgekiln.device.payload import Item, Payload, finished_manifest, refuse_changed
@@ -234,22 +234,23 @@ def _check_level(phone: Phone, apk: Package, level: int) -> None:
 
 
 def _check_pages(phone: Phone, apk: Package) -> Iterator[str]:
-    wrong = [x for x in apk.libraries if x.abi == ABI and not (x.fits_16k and x.lies_at_16k)]
+    # Where Android unpacks libraries at installation, how they lie in the zip does not matter; it
+    # does so unless the manifest says no.
+    mapped = apk.extracted is False
+    own = [x for x in apk.libraries if x.abi == ABI]
+    wrong = [x for x in own if not x.fits_16k or (mapped and not x.lies_at_16k)]
     if not wrong:
         return
     said = phone.shell("getconf PAGE_SIZE 2>/dev/null").stdout.strip()
-    first = wrong[0]
-    # Where Android unpacks libraries at installation, how they lie in the zip does not matter.
-    fatal = [x for x in wrong if not x.fits_16k or not apk.extracted]
-    if said.isdigit() and int(said) >= 16384 and fatal:
+    if said.isdigit() and int(said) >= PAGE_16K:
         raise DeviceError(
             f"{apk.path.name} does not fit the pages of {phone.serial}",
-            why=f"they have {said} bytes, and {fatal[0].name} is not made for them",
+            why=f"they have {said} bytes, and {wrong[0].name} is not made for them",
             remedy="link it with -Wl,-z,max-page-size=16384 and lay it with zipalign -P 16; "
             "`kiln inspect` shows each library",
         )
     yield (
-        f"{posixpath.basename(first.name)} does not fit 16 KB pages: phones of Android 15 and "
+        f"{posixpath.basename(wrong[0].name)} does not fit 16 KB pages: phones of Android 15 and "
         "newer that have them do not load it"
     )
 
