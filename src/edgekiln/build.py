@@ -116,7 +116,7 @@ def _settled(job: Job, settings: Settings, reporter: Reporter) -> Job:
     A kit that nobody publishes a digest of is fetched for that: what was found the first time is
     part of the keys.
     """
-    kits = [kit for toolchain in job.toolchains.values() for kit in toolchain.kits]
+    kits = list({k.name: k for t in job.toolchains.values() for k in t.kits}.values())
     if all(kit.settled for kit in kits):
         return job
     from edgekiln.kits import settle
@@ -155,8 +155,8 @@ def _ways_out(job: Job, toolchains: Iterable[str]) -> Iterator[None]:
     try:
         yield
     except KilnError as error:
-        ways = (error.remedy, *map(job.backend.remedy, toolchains))
-        error.remedy = "; or ".join(dict.fromkeys(way for way in ways if way))
+        ways = dict.fromkeys(filter(None, map(job.backend.remedy, toolchains)))
+        error.remedy = "; or ".join(filter(None, (error.remedy, ", and ".join(ways))))
         raise
 
 

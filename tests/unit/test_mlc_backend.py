@@ -11,9 +11,13 @@ import pytest
 from edgekiln.backends.base import Finding, Outputs
 from edgekiln.backends.mlc import BACKEND
 from edgekiln.backends.mlc_package import CONFIG
-from edgekiln.errors import QualityError, UsageError
+from edgekiln.build import Settings, build
+from edgekiln.errors import LicenceError, QualityError, UsageError
 from edgekiln.options import specs
 from edgekiln.pipeline import FromPath, FromStage, Pipeline, Stage
+from edgekiln.recipe import Recipe
+from tests.unit import tinymodel
+from tests.unit.kit import Heard
 from tests.unit.test_mlc_options import MlcOptions, checkout, model, options
 
 __all__ = ["checkout"]
@@ -206,6 +210,17 @@ def test_the_bundle_of_each_device_lies_by_itself(given: dict[str, Any], folder:
 )
 def test_there_is_a_way_without_what_cannot_be_had(toolchain: str, word: str) -> None:
     assert word in BACKEND.remedy(toolchain)
+
+
+def test_the_way_out_is_told_before_anything_runs(tmp_path: Path, own_home: Path) -> None:
+    place = tinymodel.make(tmp_path / "tiny", max_position_embeddings=512)
+    recipe = Recipe(name="", backend="mlc", model=str(place), options={"prove": "none"})
+    with pytest.raises(LicenceError) as caught:
+        build(recipe, Settings(out=tmp_path / "out"), Heard())
+    assert "--accept-licence android-sdk" in caught.value.remedy
+    assert "--no-package" in caught.value.remedy
+    assert not (tmp_path / "out").exists()
+    assert not list((own_home / "store").glob("*/*/meta.json"))
 
 
 PROOF = {

@@ -37,7 +37,7 @@ _PAGE = 16384
 _HOST = "host.so"
 _REMEDIES: Mapping[str, str] = {
     "mlc": "give --mlc-source DIR, a checkout of mlc-llm, to take Apache TVM from the index",
-    "mlc-android": "give --no-package to build weights, library and configuration without it",
+    "mlc-android": "give --no-package, to make weights, library and configuration only",
 }
 
 
