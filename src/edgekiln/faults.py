@@ -12,9 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from edgekiln.errors import DiskError, FetchError, KilnError, OutOfMemoryError, StageError
+
+E = TypeVar("E", bound=KilnError)
 
 _PIECE = 1 << 20
 # A line longer than this is no message of a tool's: of it only the end that shares a piece is seen.
@@ -112,6 +114,15 @@ def explain_text(text: str) -> Found | None:
 def explain_texts(text: str) -> list[Found]:
     """Every known fault in words that lie in no file, those that say more first."""
     return _explain(io.BytesIO(text.encode("utf-8", "replace")))
+
+
+def with_fault(error: E, log: Path) -> E:
+    """The error with what its log tells of, if that is known; its own class and exit code."""
+    found = explain(log)
+    if found is None:
+        return error
+    remedy = "; ".join(words for words in (found.do, error.remedy) if words)
+    return type(error)(f"{error.what}: {found.what}", why=found.why, remedy=remedy)
 
 
 def _explain(file: BinaryIO) -> list[Found]:

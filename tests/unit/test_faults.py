@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from edgekiln.errors import KilnError, OutOfMemoryError, StageError
-from edgekiln.faults import explain, explain_all, explain_text, faults
+from edgekiln.errors import ImageError, KilnError, OutOfMemoryError, StageError
+from edgekiln.faults import explain, explain_all, explain_text, faults, with_fault
 from edgekiln.pipeline import Pipeline
 from tests.unit.kit import Bench, stage
 from tests.unit.test_docs import known, parse
@@ -592,6 +592,16 @@ def test_a_fault_that_is_not_known_is_told_as_before(bench: Bench) -> None:
     error = failing(bench, "it broke in a way of its own")
     assert error.what == "stage package failed with exit code 1"
     assert error.why == "it broke in a way of its own"
+
+
+def test_another_error_gains_what_its_log_tells_of(tmp_path: Path) -> None:
+    error = ImageError("the image could not be built", why="exit 1", remedy="see build.log")
+    log = written(tmp_path, "ERROR: No matching distribution found for torch==1.9.1+cu111")
+    told = with_fault(error, log)
+    assert isinstance(told, ImageError)
+    assert told.what.startswith("the image could not be built: torch==1.9.1+cu111 is not in")
+    assert told.remedy.endswith("; see build.log")
+    assert with_fault(error, written(tmp_path, "nothing known")) is error
 
 
 # -- the advice itself

@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 from edgekiln.calls import call, call_logged, last_words
 from edgekiln.errors import EngineError, ImageError, nearest
+from edgekiln.faults import with_fault
 from edgekiln.home import home, project
 
 if TYPE_CHECKING:
@@ -289,7 +290,8 @@ def _call_build(
     command = [*engine.cli, "build", *plain, *words, str(context)]
     code = call_logged(command, log, hear, env=build_environment(engine.url))
     if code:
-        raise ImageError("the image could not be built", why=reason(log), remedy=f"see {log}")
+        error = ImageError("the image could not be built", why=reason(log), remedy=f"see {log}")
+        raise with_fault(error, log)
 
 
 def step_of(line: str) -> tuple[int, int, str] | None:

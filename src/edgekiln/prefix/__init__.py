@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from edgekiln.calls import call, call_logged, last_words
 from edgekiln.errors import EngineError, ImageError
+from edgekiln.faults import with_fault
 from edgekiln.home import home, project
 
 if TYPE_CHECKING:
@@ -145,7 +146,8 @@ def _run(command: list[str], env: Mapping[str, str], path: Path, progress: Progr
     if code:
         from edgekiln.images import reason
 
-        raise ImageError("the prefix could not be filled", why=reason(log), remedy=f"see {log}")
+        error = ImageError("the prefix could not be filled", why=reason(log), remedy=f"see {log}")
+        raise with_fault(error, log)
 
 
 def _verify(toolchain: Toolchain, path: Path) -> None:
