@@ -10,6 +10,7 @@ import pytest
 
 from edgekiln.backends.base import Finding, Outputs
 from edgekiln.backends.mlc import BACKEND
+from edgekiln.backends.mlc_options import MlcOptions
 from edgekiln.backends.mlc_package import CONFIG
 from edgekiln.build import Settings, build
 from edgekiln.errors import LicenceError, QualityError, UsageError
@@ -18,7 +19,8 @@ from edgekiln.pipeline import FromPath, FromStage, Pipeline, Stage
 from edgekiln.recipe import Recipe
 from tests.unit import tinymodel
 from tests.unit.kit import Heard
-from tests.unit.test_mlc_options import MlcOptions, checkout, model, options
+from tests.unit.test_mlc_options import checkout, options
+from tests.unit.test_mnn_options import model
 
 __all__ = ["checkout"]
 
@@ -261,7 +263,7 @@ CHAT: dict[str, Any] = {
 
 def outputs(place: Path, **library: Any) -> Outputs:
     """What the stages leave, small."""
-    reports = {
+    reports: dict[tuple[str, str], dict[str, Any]] = {
         ("prove", "prove"): {"prove.json": PROOF},
         ("weights", "weights"): {"tensor-cache.json": {}, "params_shard_0.bin": {}},
         ("weights", "weights-report"): {

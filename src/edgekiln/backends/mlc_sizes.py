@@ -2,6 +2,8 @@
 
 Converting holds a file of the model and its largest matrix in 32 bits; compiling holds the
 program, whose size hardly depends on the model's; the proof holds the weights and their copy.
+Measured with SmolLM2-135M: converting 1.2 GB (1.9 by these formulas), compiling 0.65 GB; compiling
+for a model of the shape of DeepSeek-R1-Distill-Qwen-1.5B 0.6 GB (1.3).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 # Python with torch, TVM and mlc_llm loaded.
 _LOADED = 900 << 20
-_COMPILING = 2 << 30
+_COMPILING = 1280 << 20
 # Rows of logits at a time: scripts/texts.py, WINDOW_TOKENS.
 _WINDOW = 256
 _PACKAGE = 3 << 30
