@@ -121,8 +121,11 @@ def with_fault(error: E, log: Path) -> E:
     found = explain(log)
     if found is None:
         return error
-    remedy = "; ".join(words for words in (found.do, error.remedy) if words)
-    return type(error)(f"{error.what}: {found.what}", why=found.why, remedy=remedy)
+    why, remedy = (
+        "; ".join(words for words in pair if words)
+        for pair in ((found.why, error.why), (found.do, error.remedy))
+    )
+    return type(error)(f"{error.what}: {found.what}", why=why, remedy=remedy)
 
 
 def _explain(file: BinaryIO) -> list[Found]:

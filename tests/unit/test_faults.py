@@ -600,7 +600,7 @@ def test_another_error_gains_what_its_log_tells_of(tmp_path: Path) -> None:
     told = with_fault(error, log)
     assert isinstance(told, ImageError)
     assert told.what.startswith("the image could not be built: torch==1.9.1+cu111 is not in")
-    assert told.remedy.endswith("; see build.log")
+    assert told.why.endswith("; exit 1") and told.remedy.endswith("; see build.log")
     assert with_fault(error, written(tmp_path, "nothing known")) is error
 
 
