@@ -62,7 +62,8 @@ def _android(models: Sequence[Packed], files: Collection[str]) -> str:
         "## Onto an Android phone\n\n"
         "Developer options and USB debugging must be on. Install the app, start it once so that "
         "its folder is there, then put the weights into it:\n\n"
-        f"```\nadb install -r MLCChat.apk\n{lines}```"
+        f"```\nadb install -r MLCChat.apk\n{lines}```\n\n"
+        "`kiln device install` with this folder does the same."
     )
 
 
