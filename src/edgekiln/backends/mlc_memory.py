@@ -237,11 +237,12 @@ def _layers(s: Shape, family: Family, scheme: Scheme, tokens: int, threads: int)
     """The tensors of all layers, in the order in which they come and go.
 
     Each of a layer's matrices makes one tensor. Adding a residual and the norm after it are one
-    kernel with two, where a block of threads divides the hidden size
-    (compiler_pass/fuse_add_norm.py); else the matrix before it adds the residual.
+    kernel with two, where the numbers are 16-bit floats and a block of threads divides the hidden
+    size (compiler_pass/fuse_add_norm.py); else the matrix before it adds the residual.
     """
     plan = _Plan()
-    row, together = tokens * scheme.floats, family.rms_norm and s.hidden % threads == 0
+    row = tokens * scheme.floats
+    together = family.rms_norm and s.hidden % threads == 0 and scheme.floats == 2
     wide = tokens * (family.mlp_floats or scheme.floats) * s.inner
     kind = "wider" if wide > row * s.inner else ""
     inner = [(2 * wide, kind), (wide, kind)] if family.gated else [(wide, kind)]
