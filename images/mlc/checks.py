@@ -154,7 +154,7 @@ def _module() -> Any:
 
     builder = relax.BlockBuilder()
     # TVM gave it another name in 2026.
-    tensor = getattr(relax, "TensorType", None) or relax.TensorStructInfo
+    tensor = getattr(relax, "TensorStructInfo", None) or relax.TensorType
     x, w = relax.Var("x", tensor((4, 16), "float32")), relax.Var("w", tensor((16, 8), "float32"))
     with builder.function("main", [x, w]):
         with builder.dataflow():
