@@ -27,7 +27,9 @@ _OVERRIDING = re.compile(r"Overriding (\w+) from (\S+) to (\S+)$")
 _NO_FIELD = re.compile(r"Cannot override (\w+), because \S+ does not have this field")
 _NOT_FOUND = re.compile(r"model_lib (\S+) requested in .* is not found in ")
 _AVAILABLE = re.compile(r"current available model_libs in .*: \[(.*)\]")
-_RAISED = re.compile(r"(?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt)\b|argument \S+: ")
+_RAISED = re.compile(
+    r"(?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt)\b|argument \S+: |unrecognized arguments: "
+)
 _4K = 4096
 
 

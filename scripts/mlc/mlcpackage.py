@@ -262,7 +262,10 @@ def _put_shims(folder: Path, tools: Mapping[str, str], jobs: int, page_size: int
 
 def _package(stage: Stage, work: Path, source: Path, config: Path) -> Path:
     """Run mlc_llm package in `work`, where it leaves build/ and dist/."""
+    # The image's own mlc_llm drives: prepare_libs.py imports it whole, its library with it, which
+    # a checkout need not have.
     more = {
+        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
         "MLC_LLM_SOURCE_DIR": str(source),
         "PATH": os.pathsep.join([str(work / "bin"), os.environ.get("PATH", os.defpath)]),
         "CARGO_HOME": str(work / "cargo"),

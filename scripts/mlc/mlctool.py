@@ -10,6 +10,7 @@ import difflib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,10 +32,14 @@ Told = Callable[[int, int], None]
 
 
 class ToolError(RuntimeError):
-    """A program ended badly. `code` is its exit code, `lines` all that it said."""
+    """A program ended badly. `code` is its exit code (negative: the signal that ended it),
+    `lines` all that it said."""
 
     def __init__(self, name: str, code: int, lines: Sequence[str]) -> None:
-        super().__init__(f"{name} ended with {code}: {mlclog.last_words(lines)}")
+        if code < 0:
+            super().__init__(f"{name} crashed ({signal.Signals(-code).name})")
+        else:
+            super().__init__(f"{name} ended with {code}: {mlclog.last_words(lines)}")
         self.code = code
         self.lines = tuple(lines)
 
@@ -96,7 +101,7 @@ def run(
 ) -> list[str]:
     """Run `mlc_llm WORDS`, pass its log on, and give its lines without colours.
 
-    `told` hears of each step of a progress bar; `more` is added to the environment. Raises
+    `told` hears of each step of a progress bar; `more` is set in the environment. Raises
     ToolError where it ends with anything but 0.
     """
     name = next((word for word in words if word in _COMMANDS), words[0])
