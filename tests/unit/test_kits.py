@@ -167,6 +167,7 @@ class TestVendorFolder:
 
     def test_wrong_bytes_in_it_are_passed_over(self, vendor: Path, site: Site, kit: Kit) -> None:
         (vendor / "ndk.zip").write_bytes(b"other")
+        assert [part.file for part in kits.missing([kit])] == ["ndk.zip"]
         told = Told()
         kits.ready(kit, told)
         assert str(vendor) in told.notes[0] and "another file" in told.notes[0]

@@ -149,7 +149,7 @@ def test_a_first_use_digest_travels_with_the_folder(
     monkeypatch.setenv("EDGEKILN_VENDOR", str(tmp_path / "v"))
     (tmp_path / "v/ndk.zip").unlink()
     site.files["/ndk.zip"] = zipped({"evil": b"x"})
-    assert making.pin_of(archive).sha256 == sha256(BODY)
+    assert kits.pin_of(archive).sha256 == sha256(BODY)
     with pytest.raises(DigestError):
         kits.ready(archive_kit(archive), Silent())
     assert firstuse.known("ndk.zip") is None

@@ -20,6 +20,7 @@ from edgekiln.errors import ToolchainError, nearest
 from edgekiln.home import home
 from edgekiln.kits import firstuse, gitsource
 from edgekiln.kits.definition import Archive, KitDefinition, Source, read_kit
+from edgekiln.transfer import Pin
 
 if TYPE_CHECKING:
     from edgekiln.progress import Progress
@@ -226,11 +227,24 @@ def git_folders() -> list[Path]:
     return [*([vendor] if vendor else []), home() / "downloads" / "git"]
 
 
+def pin_of(archive: Archive) -> Pin:
+    """The YAML's pin; for first use what is on record here, or in the vendor folder's list."""
+    known = firstuse.known(archive.file) if archive.trust else None
+    if known:
+        return Pin(sha256=known.sha256, size=known.size)
+    vendor = vendor_folder()
+    listed = firstuse.listed(vendor, archive.file) if archive.trust and vendor else ""
+    return Pin(sha256=listed, size=archive.size) if listed else archive.pin
+
+
 def find(archive: Archive) -> Path | None:
-    """An archive's file on this machine: in the vendor folder, or fetched here. By its name."""
+    """An archive's file on this machine, of the right bytes: in the vendor folder, or fetched."""
+    from edgekiln.fetch import differs
+
     folders = (vendor_folder(), home() / "downloads" / "kits")
     paths = (folder / archive.file for folder in folders if folder)
-    return next((path for path in paths if path.is_file()), None)
+    pin = pin_of(archive)
+    return next((path for path in paths if path.is_file() and not differs(path, pin)), None)
 
 
 def _sha256(archive: Archive) -> str:

@@ -22,6 +22,7 @@ from edgekiln.kits import (
     licences,
     list_kits,
     load_kit,
+    pin_of,
     vendor_folder,
 )
 from edgekiln.kits.definition import Archive, Source
@@ -149,16 +150,6 @@ def fetch_archive(
     if archive.trust and firstuse.known(archive.file) is None:
         _first_use(archive, path, place or str(path))
     return path
-
-
-def pin_of(archive: Archive) -> Pin:
-    """The YAML's pin; for first use what is on record here, or in the vendor folder's list."""
-    known = firstuse.known(archive.file) if archive.trust else None
-    if known:
-        return Pin(sha256=known.sha256, size=known.size)
-    vendor = vendor_folder()
-    listed = firstuse.listed(vendor, archive.file) if archive.trust and vendor else ""
-    return Pin(sha256=listed, size=archive.size) if listed else archive.pin
 
 
 def _vendored(archive: Archive, pin: Pin) -> Path | None:
