@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from edgekiln import units
-from edgekiln.artifacts import Facts, damaged
+from edgekiln.artifacts import Facts, damaged, macho
 from edgekiln.artifacts.elf import MAGIC, machine_name
 
 _AR = b"!<arch>\n"
@@ -65,7 +65,10 @@ def read_tar(path: Path) -> Facts:
                 stream = archive.extractfile(entry)
                 data = stream.read() if stream and entry.size <= _LARGEST_OBJECT else b""
                 members.append(_member(entry.name, entry.size, data))
-                symbols += list(_defined(io.BytesIO(data))) if data[:4] == MAGIC else []
+                if data[:4] == MAGIC:
+                    symbols += list(_defined(io.BytesIO(data)))
+                elif data[:4] == macho.MAGIC:
+                    symbols += list(macho.defined(data))
     except (tarfile.TarError, EOFError, OSError) as error:
         raise damaged(path, "tar archive", error) from error
     except _elf_errors() as error:
@@ -114,6 +117,8 @@ def _member(name: str, size: int, data: bytes) -> dict[str, Any]:
     if data[:4] == MAGIC and len(data) >= 20:
         order = "<" if data[5] == 1 else ">"
         member["abi"] = machine_name(struct.unpack_from(f"{order}H", data, 18)[0])
+    elif data[:4] == macho.MAGIC and len(data) >= 8:
+        member["abi"] = macho.machine(data)
     return member
 
 

@@ -44,6 +44,7 @@ _OVERRIDES = (
 )
 _REMOTE = ("HF://", "https://")
 _ARM = "arm64-v8a (AArch64)"
+_APPLE = "(Apple)"
 _OLD = "__tvm_dev_mblob"
 _ARCHIVES = (".tar", ".tgz", ".gz", ".zip", ".a")
 
@@ -171,12 +172,13 @@ def _open(where: str, name: str, path: Path, device: str) -> tuple[tuple[str, ..
     if path.suffix != ".tar":
         why = f"{path.name} is a .tar under another name: mlc_llm would pack it unopened"
         found.append(_error(where, why, f"call it {path.stem}.tar"))
-    strange = [abi for abi in facts["abis"] if abi != _ARM]
-    if strange and device == "android":
+    phone = device == "android"
+    strange = [abi for abi in facts["abis"] if (abi != _ARM if phone else not abi.endswith(_APPLE))]
+    if strange and phone:
         why = f"{path.name} holds objects for {', '.join(strange)}, not for {_ARM}"
         found.append(_error(where, why, "compile it for --target android"))
-    elif device != "android" and facts["abis"]:
-        why = f"{path.name} holds ELF objects ({', '.join(facts['abis'])}), not Apple's"
+    elif strange:
+        why = f"{path.name} holds ELF objects ({', '.join(strange)}), not Apple's"
         found.append(_error(where, why, "compile it for --target iphone"))
     if any(symbol.endswith(_OLD) for symbol in facts["tvm_symbols"]):
         why = f"{path.name} was made by MLC-LLM 0.19 or older, whose symbols the linker cannot find"
