@@ -114,3 +114,12 @@ def test_apts_certificate_is_moved_to_where_the_build_sees_it() -> None:
     assert "/home/u" not in inside
     assert 'Acquire::https::CaInfo "/run/secrets/ca";' in inside
     assert 'Acquire::Retries "3";' in inside
+
+
+def test_pips_no_index_is_an_index_of_nothing_to_uv() -> None:
+    more = ("https://more.example.org/simple",)
+    pip = PipSettings(index_url="https://index.example.org/simple", extra_index_urls=more)
+    assert uv_environment(pip)["UV_INDEX"] == more[0]
+    none = uv_environment(PipSettings(**{**vars(pip), "no_index": True, "find_links": ("/w",)}))
+    assert "UV_INDEX" not in none and none["UV_FIND_LINKS"] == "/w"
+    assert none["UV_DEFAULT_INDEX"] == "file:///nonexistent/simple"

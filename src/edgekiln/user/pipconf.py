@@ -20,6 +20,8 @@ from urllib.parse import unquote, urlsplit
 from edgekiln.calls import call
 
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+# uv has an option for it and no variable: an index that is not there gives nothing either.
+_NO_INDEX = "file:///nonexistent/simple"
 _SECTIONS = ("global", "install", "download", ":env:")  # later ones win, as in pip
 
 
@@ -57,14 +59,14 @@ def uv_environment(pip: PipSettings, *, remote_only: bool = False) -> dict[str, 
     extra = [u for u in pip.extra_index_urls if not (remote_only and _as_file_url(u))]
     links = [u for u in pip.find_links if not (remote_only and _as_path(u))]
     env = {"UV_NO_CONFIG": "1", "UV_INDEX_STRATEGY": "unsafe-best-match"}
-    if pip.index_url and not (remote_only and _as_file_url(pip.index_url)):
+    if pip.no_index:
+        env["UV_DEFAULT_INDEX"] = _NO_INDEX
+    elif pip.index_url and not (remote_only and _as_file_url(pip.index_url)):
         env["UV_DEFAULT_INDEX"] = pip.index_url
-    if extra:
+    if extra and not pip.no_index:
         env["UV_INDEX"] = " ".join(extra)
     if links:
         env["UV_FIND_LINKS"] = ",".join(links)
-    if pip.no_index:
-        env["UV_NO_INDEX"] = "1"
     if pip.trusted_hosts:
         env["UV_INSECURE_HOST"] = " ".join(pip.trusted_hosts)
     if pip.timeout:
