@@ -16,7 +16,7 @@ from edgekiln.digest import digest_json
 from edgekiln.errors import KilnError
 from edgekiln.executors.base import Executor
 from edgekiln.executors.choose import check_executor, choose_executor
-from edgekiln.executors.kitlinks import kits_ready, make_kits
+from edgekiln.executors.kitlinks import kits_ready, make_kits, settle_kits
 from edgekiln.home import home
 from edgekiln.locking import held
 from edgekiln.pipeline import Pipeline
@@ -116,13 +116,10 @@ def _settled(job: Job, settings: Settings, reporter: Reporter) -> Job:
     A kit that nobody publishes a digest of is fetched for that: what was found the first time is
     part of the keys.
     """
-    kits = list({k.name: k for t in job.toolchains.values() for k in t.kits}.values())
-    if all(kit.settled for kit in kits):
+    if all(kit.settled for toolchain in job.toolchains.values() for kit in toolchain.kits):
         return job
-    from edgekiln.kits import settle
-
     with _kits_fetched(job, job.toolchains.values(), reporter) as task:
-        settle(kits, task)
+        settle_kits(job.toolchains.values(), task)
     again = {name: load_toolchain(name, base=settings.base) for name in job.toolchains}
     return replace(job, toolchains=again)
 

@@ -75,7 +75,8 @@ class DockerExecutor:
         """Unpack the toolchain's kits and build its image."""
         from edgekiln import images
 
-        make_kits([toolchain], progress)
+        if toolchain.kits:
+            make_kits([toolchain], progress)
         images.build(self._engine, toolchain, progress)
 
     def tidy(self) -> None:

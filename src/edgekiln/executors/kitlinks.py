@@ -8,13 +8,15 @@ what they make.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekiln.errors import FetchError
 
 if TYPE_CHECKING:
+    from edgekiln.kits import Kit
     from edgekiln.progress import Progress
     from edgekiln.toolchain import Toolchain
 
@@ -33,23 +35,42 @@ def make_kits(toolchains: Iterable[Toolchain], progress: Progress) -> None:
 
     A FetchError names everything that is still missing, sources too, and how to bring it.
     """
+    from edgekiln.kits import ready_all
+
     wanted = list(toolchains)
-    kits = {kit.name: kit for toolchain in wanted for kit in toolchain.kits}.values()
-    if not kits:
-        return
-    from edgekiln.kits import missing, ready_all
+    with _all_told(wanted):
+        ready_all(_kits(wanted), progress)
+
+
+def settle_kits(toolchains: Iterable[Toolchain], progress: Progress) -> None:
+    """Have the last digest of every kit, fetching what has none published; raises likewise."""
+    from edgekiln.kits import settle
+
+    wanted = list(toolchains)
+    with _all_told(wanted):
+        settle(_kits(wanted), progress)
+
+
+def _kits(toolchains: list[Toolchain]) -> list[Kit]:
+    return list({kit.name: kit for toolchain in toolchains for kit in toolchain.kits}.values())
+
+
+@contextmanager
+def _all_told(toolchains: list[Toolchain]) -> Iterator[None]:
+    """Turn the first file that cannot be had into all of them."""
+    from edgekiln.kits import missing
 
     try:
-        ready_all(kits, progress)
+        yield
     except FetchError as error:
-        asked = ", ".join(toolchain.asked for toolchain in wanted if toolchain.kits)
-        files = ", ".join(part.file for part in missing(kits))
+        named = [toolchain.asked for toolchain in toolchains if toolchain.kits]
+        files = ", ".join(part.file for part in missing(_kits(toolchains)))
+        fetching = " and ".join(f"`kiln toolchains fetch {name} --to DIR`" for name in named)
         raise FetchError(
-            f"what {asked} needs could not be fetched; missing: {files}",
+            f"what {', '.join(named)} needs could not be fetched; missing: {files}",
             why=f"{error.what}: {error.why}" if error.why else error.what,
-            remedy="check the network; or run "
-            + " and ".join(f"`kiln toolchains fetch {t.asked} --to DIR`" for t in wanted if t.kits)
-            + " where there is one, bring DIR here and say --vendor-dir DIR",
+            remedy=f"check the network; or run {fetching} where there is one, bring DIR here and "
+            "say --vendor-dir DIR",
         ) from error
 
 

@@ -69,7 +69,8 @@ class NativeExecutor:
         """Unpack the toolchain's kits and fill its prefix from its lock."""
         from edgekiln.prefix import build_prefix
 
-        make_kits([toolchain], progress)
+        if toolchain.kits:
+            make_kits([toolchain], progress)
         build_prefix(toolchain, progress)
 
     def tidy(self) -> None:

@@ -169,11 +169,13 @@ def verify(engine: Engine, image: str, kits: Iterable[Kit] = ()) -> dict[str, An
 
 
 def prove(engine: Engine, toolchain: Toolchain) -> dict[str, Any]:
-    """Verify the toolchain's image together with its kits.
+    """Verify the toolchain's image together with its kits, each still what was unpacked.
 
-    Raises ImageError where kits are not unpacked yet, with their names.
+    Raises ImageError where kits are not here yet, with their names, and DigestError for a kit that
+    was changed since.
     """
     from edgekiln.kits import is_ready
+    from edgekiln.kits.making import verify as verify_kit
 
     if absent := [kit.name for kit in toolchain.kits if not is_ready(kit)]:
         raise ImageError(
@@ -181,6 +183,8 @@ def prove(engine: Engine, toolchain: Toolchain) -> dict[str, Any]:
             why=f"not here yet: {', '.join(absent)}",
             remedy=f"kiln toolchains fetch {toolchain.asked}, or build something that needs it",
         )
+    for kit in toolchain.kits:
+        verify_kit(kit)
     return verify(engine, tag(toolchain), toolchain.kits)
 
 
