@@ -18,6 +18,7 @@ from edgekiln.device.programs import missing, parts
 from edgekiln.device.run import _mnn_config
 from edgekiln.errors import ModelError, ToolchainError, UsageError
 from edgekiln.pipeline import FromPath, FromStage
+from edgekiln.recipe import Recipe
 from tests.unit.kit import write_json
 from tests.unit.qairt_standin import folder
 from tests.unit.test_mnn_options import model, options, plan
@@ -115,6 +116,7 @@ def test_the_npus_stages_get_sdk_tools_and_chip(sdk: Path) -> None:
         ({"npu": True, "soc": "sm8750", "qairt_sdk": "/", "act_bit": 8}, "npu and act_bit 8"),
         ({"npu": True, "soc": "8 Elite", "qairt_sdk": "/", "runtime": "host"}, "runtime host"),
         ({"separate_libraries": True}, "separate_libraries is about a runtime"),
+        ({"ndk": "r26d"}, "ndk r26d is about"),
         ({"app": "debug"}, "app is built around"),
         ({"app": "debug", "runtime": "android", "separate_libraries": True}, "app and separate"),
     ],
@@ -130,6 +132,16 @@ def test_a_bundle_for_one_chip_has_a_folder_of_its_own(sdk: Path) -> None:
     assert BACKEND.variant(options()) == "mnn"
     assert BACKEND.variant(options(runtime="android")) == "mnn"
     assert BACKEND.variant(options(**npu(sdk))) == "mnn-sm8750"
+
+
+@pytest.mark.parametrize(
+    "given", [{"soc": "sm8750"}, {"npu_chunk": 64}, {"sparsity_method": "wanda"}]
+)
+def test_what_would_be_passed_over_is_refused_where_it_was_given(given: dict[str, Any]) -> None:
+    recipe = Recipe(name="", backend="mnn", model="m", options=given)
+    with pytest.raises(UsageError) as caught:
+        recipe.parsed(BACKEND)
+    assert next(iter(given)) in caught.value.what
 
 
 def test_a_hexagon_the_sdk_does_not_know_is_refused(sdk: Path) -> None:

@@ -145,6 +145,8 @@ def _npu_clashes(o: MnnOptions) -> Iterator[tuple[str, str, str]]:
 def _device_clashes(o: MnnOptions) -> Iterator[tuple[str, str, str]]:
     if o.separate_libraries and not builds_runtime(o):
         yield "separate_libraries", "is about a runtime that is built", "add --runtime android"
+    if o.ndk != "r27c" and not (o.runtime == "android" or o.npu):
+        yield f"ndk {o.ndk}", "is about what is built for a phone", "add --runtime android"
     if o.app != "none" and (o.runtime != "android" and not o.npu):
         yield "app", "is built around the phone's runtime", "add --runtime android"
     if o.app != "none" and o.separate_libraries:

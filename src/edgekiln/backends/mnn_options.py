@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from edgekiln.backends.mlc_options import NDKS
 from edgekiln.options import option
 
 _BITS = (2, 4, 8, 16)
+_SPARSE = ("sparsity", ("2:4",))
+_NPU = ("npu", (True,))
 _SAMPLERS = (
     "greedy",
     "temperature",
@@ -123,13 +126,19 @@ class _Sparsity:
         "(wanda; reads calib_data, or edgekiln's own text)",
         choices=("wanda", "magnitude"),
         group="sparsity",
+        needs=_SPARSE,
     )
     sparsity_tokens: int = option(
-        8192, "wanda: as much of the text as is read", low=1024, high=1 << 20, group="sparsity"
+        8192,
+        "wanda: as much of the text as is read",
+        low=1024,
+        high=1 << 20,
+        group="sparsity",
+        needs=_SPARSE,
     )
     max_sparsity_ratio: float = option(
         6.0, "most perplexity of the sparse float model, as a multiple of the dense one's", low=1,
-        group="sparsity",
+        group="sparsity", needs=_SPARSE,
     )  # fmt: skip
 
 
@@ -240,23 +249,32 @@ class _Device:
         False, "runtime: libllm.so, libMNN_CL.so and others beside libMNN.so; not given: all in it",
         group="device",
     )  # fmt: skip
-    ndk: str = option("r27c", "the Android NDK, by the name of its kit", group="device")
+    ndk: str = option("r27c", "Android's native compilers", choices=NDKS, group="device")
     npu: bool = option(
         False, "for the NPU of a Snapdragon as well: config_qnn.json; with soc and qairt_sdk",
         group="device",
     )  # fmt: skip
     soc: str | None = option(
         None, "npu: the phone's chip: its name (sm8750), number (69) or marketing name (8 Elite)",
-        group="device",
+        group="device", needs=_NPU,
     )  # fmt: skip
     qairt_sdk: str | None = option(
-        None, "npu: the vendor's SDK, as its zip or unpacked", path=True, group="device"
+        None, "npu: the vendor's SDK, as its zip or unpacked", path=True, group="device", needs=_NPU
     )
     npu_chunk: int = option(
-        128, "npu: tokens of a prompt read at a time", choices=(32, 64, 128, 256), group="device"
+        128,
+        "npu: tokens of a prompt read at a time",
+        choices=(32, 64, 128, 256),
+        group="device",
+        needs=_NPU,
     )
     npu_history: int = option(
-        0, "npu: longest history in tokens; 0: no limit", low=0, high=1 << 20, group="device"
+        0,
+        "npu: longest history in tokens; 0: no limit",
+        low=0,
+        high=1 << 20,
+        group="device",
+        needs=_NPU,
     )
     app: str = option(
         "none", "MNN's chat app, MnnLlmChat, with the built runtime; with runtime android",
