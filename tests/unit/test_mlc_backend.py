@@ -232,7 +232,10 @@ PROOF = {
     "perplexity_float": 16.87,
     "perplexity_quantised": 18.0,
     "perplexity_ratio": 1.067,
-    "prompts": [{"same_next_token": True}, {"same_next_token": False}],
+    "prompts": [
+        {"same_next_token": True, "same_tokens": True},
+        {"same_next_token": False, "same_tokens": False},
+    ],
 }
 # The write-up's log, as the stage reads it.
 MEMORY = {
@@ -308,6 +311,7 @@ def test_the_findings_say_what_was_made_and_how_near_it_is(tmp_path: Path) -> No
     assert "Paris" in found["answer"].text
     assert "16.87 before, 18.00 after (1.067 times)" in found["perplexity_ratio"].text
     assert "next token for 1 of 2 prompts" in found["proof"].text
+    assert "writes 1 of 2 prompts down in other tokens" in found["proof"].text
     assert "1,777,088,000 parameters, 4.501 bits" in found["weights"].text
     assert "deepseek_r1_qwen, guessed" in found["conv_template"].text
     assert "templates" not in found["conv_template"].value

@@ -433,7 +433,18 @@ def _proved(outputs: Outputs) -> Iterator[Finding]:
         f"compiled for this machine, it chooses the float model's next token for {alike} of "
         f"{len(proof['prompts'])} prompts"
     )
-    yield Finding(name="proof", value=proof, text=text)
+    yield Finding(name="proof", value=proof, text=f"{text}{_chat(proof['prompts'])}")
+
+
+def _chat(prompts: list[Mapping[str, Any]]) -> str:
+    """Whether an app's chat is what the model was made for: its own chat template's tokens."""
+    other = sum(not e.get("same_tokens", True) for e in prompts)
+    if not other:
+        return ""
+    return (
+        f"\nthe conversation template writes {other} of {len(prompts)} prompts down in other tokens "
+        "than the model's own chat template (its system prompt, as a rule): --conv-template"
+    )
 
 
 def _converted(outputs: Outputs) -> Iterator[Finding]:
