@@ -230,3 +230,24 @@ def test_an_import_of_kits_brings_no_yaml() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "False"
+
+
+def test_the_command_says_what_it_filled(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edgekiln import commands
+
+    monkeypatch.setattr("edgekiln.toolchain.load_toolchain", lambda _: toolchain(tools(site)))
+    commands.toolchains_fetch("toy", to=tmp_path / "v", image=False)
+    assert f"{tmp_path / 'v'}: 4 files (" in capsys.readouterr().out
+    assert (tmp_path / "v/ndk.zip").read_bytes() == BODY
+
+
+def test_a_dry_run_is_a_command_that_fetches_nothing(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edgekiln import commands
+
+    commands.images_dry_run("mnn", base=None)
+    assert load_toolchain("mnn").lock.wheels[0].sha256 in capsys.readouterr().out
+    assert site.asked == []
