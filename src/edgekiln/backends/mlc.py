@@ -442,8 +442,8 @@ def _chat(prompts: list[Mapping[str, Any]]) -> str:
     if not other:
         return ""
     return (
-        f"\nthe conversation template writes {other} of {len(prompts)} prompts down in other tokens "
-        "than the model's own chat template (its system prompt, as a rule): --conv-template"
+        f"\nthe conversation template writes {other} of {len(prompts)} prompts down in other "
+        "tokens than the model's own chat template (its system prompt, as a rule): --conv-template"
     )
 
 
