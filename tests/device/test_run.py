@@ -265,6 +265,31 @@ def test_mnns_answer_and_its_figures(phone: Phone, tmp_path: Path) -> None:
     assert "mnn_models/tiny/config.json" in "".join(phone.lines)
 
 
+@pytest.mark.parametrize("npu", [False, True])
+def test_a_bundle_built_with_its_runtime_runs_as_it_is(
+    phone: Phone, tmp_path: Path, npu: bool
+) -> None:
+    """As `--runtime android` and `--npu` lay it out."""
+    files = {
+        "arm64-v8a/llm_demo": LLM_DEMO.encode(),
+        "arm64-v8a/libMNN.so": b"library",
+        "arm64-v8a/llm_bench": b"program",
+        "MnnLlmChat.apk": b"app",
+        "mnn_models/tiny/config.json": b"{}",
+        **({"mnn_models/tiny/config_qnn.json": b"{}"} if npu else {}),
+    }
+    place = tmp_path / "build" / "tiny" / "mnn"
+    bundle = write_bundle(place, files, backend="mnn", model={"name": "tiny"}, options={})
+    payload = on_phone(bundle)
+    check_pushed(choose(), payload, payload.place)
+    assert answer(payload, "who?").text == "You asked: who?"
+    config = "config_qnn.json" if npu else "config.json"
+    assert f"mnn_models/tiny/{config}" in "".join(phone.lines)
+    there = phone.path(payload.place)
+    assert (there / "libMNN.so").is_file() and not (there / "arm64-v8a").exists()
+    assert not (there / "MnnLlmChat.apk").exists()
+
+
 def test_mnn_takes_a_line_for_a_prompt(phone: Phone, tmp_path: Path) -> None:
     payload = on_phone(make_mnn(tmp_path))
     with pytest.raises(UsageError, match="several lines"):

@@ -48,7 +48,7 @@ def _genie(version: str) -> tuple[Part, ...]:
     )
 
 
-_MNN_BUILD = "an Android build of MNN's tag 3.6.1 (transformers/llm)"
+_MNN_BUILD = "the build with --runtime android, or an Android build of MNN's tag 3.6.1"
 _MNN_PARTS = (
     Part(name=MNN, source=_MNN_BUILD),
     Part(name="libMNN.so", source=_MNN_BUILD),
