@@ -6,7 +6,8 @@
     --edgekiln-objects             compile writes object files into the .tar, and links nothing
 
 Always: TVM lists the statements of a shape function in the order of a table whose hashes are
-addresses, another one on every run. They are put in the order of what they write.
+addresses, another one on every run. They are put in the order of what they write. And products on
+a processor are scheduled (hostkernels.py).
 
 And where mlc_llm was given as Python files alone, without its library, what gen_config asks that
 library about the tokenizer is answered here, by the same rules (cpp/tokenizers/tokenizers.cc).
@@ -25,6 +26,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
+
+import hostkernels
 
 _SPACE = "\u2581"  # the mark that SentencePiece puts for a space
 _CODEGENS = ("opencl", "vulkan", "metal", "webgpu", "cuda", "rocm", "hexagon", "llvm")
@@ -47,6 +50,7 @@ def main(words: list[str]) -> None:
         _processor_is_here()
     if words[0] == "compile":
         _steady_shapes()
+        hostkernels.install()
     if prefix is not None:
         _keep_prefix(prefix)
     if objects:
