@@ -568,7 +568,7 @@ def test_a_stage_that_fails_with_a_known_fault_is_told_it(bench: Bench) -> None:
     error = failing(bench, text, 255)
     assert isinstance(error, StageError)
     assert "exit code 255: no library of the package is called" in error.what
-    assert "qwen2_q4f16_1" in error.why and "mlc-ai/mlc-llm#1580" in error.why
+    assert "qwen2_q4f16_1" in error.why and "mlc-ai/mlc-llm#2597" in error.why
     assert "the whole log: " in error.remedy and len(error.lines()) == 3
 
 
