@@ -22,6 +22,7 @@ from edgekiln.kits import (
     licences,
     list_kits,
     load_kit,
+    missing,
     pin_of,
     vendor_folder,
 )
@@ -56,7 +57,19 @@ def settle_all(kits: Sequence[Kit], progress: Progress) -> None:
     open_ones = [kit for kit in kits if not kit.settled]
     for kit in open_ones:
         licences.require([kit.licence], whose=kit.name)
-    fetch_all(open_ones, downloads(), progress)
+    try:
+        fetch_all(open_ones, downloads(), progress)
+    except FetchError as error:
+        raise _with_others(error, kits) from error
+
+
+def _with_others(error: FetchError, kits: Sequence[Kit]) -> FetchError:
+    """The same error with all else that the kits still lack, so that it is brought in one go."""
+    others = [part.file for part in missing(kits) if part.file not in f"{error.what} {error.why}"]
+    if not others:
+        return error
+    what = f"{error.what}; also missing: {', '.join(others)}"
+    return FetchError(what, why=error.why, remedy=error.remedy)
 
 
 def downloads() -> Path:
@@ -279,10 +292,11 @@ def _check_holds(kit: Kit, folder: Path) -> None:
 
 
 def unused() -> list[Path]:
-    """Kits that no YAML of this checkout comes to any more."""
+    """Kits that no YAML of this checkout comes to any more, and repositories fetched for kits."""
     wanted = {load_kit(name).path for name in list_kits()}
     every = (path for path in (home() / "kits").glob("*-*") if path.is_dir())
-    return sorted(p for p in every if p not in wanted and not p.name.startswith("."))
+    old = (p for p in every if p not in wanted and not p.name.startswith("."))
+    return [*sorted(old), *sorted((home() / "downloads" / "git").glob("*.git"))]
 
 
 def remove(path: Path) -> None:
