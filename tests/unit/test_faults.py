@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from edgekiln.errors import ImageError, KilnError, OutOfMemoryError, StageError
+from edgekiln.commands import explain as explain_log
+from edgekiln.errors import ImageError, KilnError, OutOfMemoryError, StageError, UsageError
 from edgekiln.faults import explain, explain_all, explain_text, faults, with_fault
 from edgekiln.pipeline import Pipeline
-from tests.unit.kit import Bench, stage
+from tests.unit.kit import Bench, Heard, stage
 from tests.unit.test_docs import known, parse
 
 # Name of the fault, where the message was seen, the message.
@@ -602,6 +603,22 @@ def test_another_error_gains_what_its_log_tells_of(tmp_path: Path) -> None:
     assert told.what.startswith("the image could not be built: torch==1.9.1+cu111 is not in")
     assert told.why.endswith("; exit 1") and told.remedy.endswith("; see build.log")
     assert with_fault(error, written(tmp_path, "nothing known")) is error
+
+
+# -- the command
+
+
+def test_the_command_tells_every_known_fault_of_a_log(tmp_path: Path) -> None:
+    texts = {name: text for name, _, text in MESSAGES}
+    log = written(tmp_path, f"{texts['libtvm-missing']}\n{texts['cmake-4']}\n")
+    heard = Heard()
+    explain_log(heard, log)
+    assert [f["name"] for f in heard.results["faults"]] == ["libtvm-missing", "cmake-4"]
+    assert set(heard.results["faults"][0]) == {"name", "what", "why", "do", "line"}
+    explain_log(heard, written(tmp_path, "all is well"))
+    assert heard.results["faults"] == []
+    with pytest.raises(UsageError, match="there is no log"):
+        explain_log(heard, tmp_path / "nowhere")
 
 
 # -- the advice itself
