@@ -455,7 +455,8 @@ def device_install(
     from edgekiln.device.install import install, read_source
 
     with open_store() as store:
-        source = read_source(what.expanduser().absolute(), store.index, every=weights)
+        told = Task(reporter, "bundle").update
+        source = read_source(what.expanduser().absolute(), store.index, every=weights, told=told)
     phone = choose(serial)
     reporter.started("install", f"{source.apk.path.name} on {phone.serial}")
     done = install(phone, source, Task(reporter, "install"), start=start)

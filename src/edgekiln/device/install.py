@@ -69,14 +69,16 @@ class Installed:
     seconds: float
 
 
-def read_source(path: Path, index: FileIndex, *, every: bool = False) -> Source:
+def read_source(
+    path: Path, index: FileIndex, *, every: bool = False, told: Any = lambda *_: None
+) -> Source:
     """An app, or the app of a bundle with the weights that it wants beside it.
 
     `every` takes weights too that the app would download by itself. Raises UsageError for what is
     neither, ArtifactError for an app that no phone takes, DigestError for a bundle that changed.
     """
     if path.is_dir():
-        return _from_bundle(path, index, every=every)
+        return _from_bundle(path, index, every=every, told=told)
     if not path.is_file():
         raise UsageError(f"there is no {path}", remedy="give an .apk, or a bundle with one")
     if every:
@@ -110,7 +112,7 @@ def check(path: Path) -> Package:
     return found
 
 
-def _from_bundle(bundle: Path, index: FileIndex, *, every: bool) -> Source:
+def _from_bundle(bundle: Path, index: FileIndex, *, every: bool, told: Any) -> Source:
     manifest = finished_manifest(bundle)
     apps = [name for name in manifest["files"] if name.endswith(".apk")]
     if len(apps) != 1:
@@ -121,7 +123,7 @@ def _from_bundle(bundle: Path, index: FileIndex, *, every: bool) -> Source:
         )
     listed = dict(_wanted(bundle, every=every))
     names = {apps[0], *(n for n in manifest["files"] if n.startswith(tuple(listed.values())))}
-    found = index.files(bundle)
+    found = index.files(bundle, told)
     refuse_changed(bundle, {n: manifest["files"][n] for n in names}, found)
     weights = []
     for model_id, folder in listed.items():
