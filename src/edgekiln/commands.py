@@ -30,7 +30,7 @@ _TESTS_CALL = {
     "adb": "adb",
     "aarch64-linux-gnu-as": "binutils-aarch64-linux-gnu",
     "aapt": "aapt android-framework-res",
-    "apksigner": "apksigner default-jdk-headless",
+    "apksigner": "apksigner",
 }
 
 
