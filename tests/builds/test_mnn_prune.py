@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.builds.kit import LENIENT, Kiln
 from tests.builds.test_mnn_stages import SCRIPTS, Bench, digests, environment
 from tests.builds.tinyllm import MAKE_MODEL
 
@@ -255,3 +256,16 @@ def test_what_the_stage_cannot_use_is_bad_input(
     ran = bench.run("prune2to4", params, model=model, calibration=short)
     assert ran.code == 64
     assert what in ran.error
+
+
+def test_a_sparse_build_tells_its_losses_apart(kiln: Kiln, tiny: Path) -> None:
+    words = ("build", "--backend", "mnn", "--model", str(tiny), "--executor", "native")
+    sparse = (*words, "--sparsity", "2:4", "--sparsity-tokens", "2048")
+    done = kiln(*sparse, *LENIENT, "--max-sparsity-ratio", "1000")
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((kiln.here / "build/tiny-llama/mnn/manifest.json").read_text("utf-8"))
+    told = manifest["figures"]["sparsity"]
+    assert told["pattern"] == "2:4" and told["share_of_zeros"] == pytest.approx(0.5, abs=0.01)
+    ratio = told["perplexity_sparse"] / told["perplexity_dense"]
+    assert told["ratio"] == pytest.approx(ratio) and ratio != 1
+    assert "2:4 sparse by wanda" in done.stdout
