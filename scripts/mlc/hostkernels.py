@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 from typing import Any
 
 _LANES = 16
+_WORD = 8  # weights of 4 bits in one of 32
 _ROWS = 64
 _PRODUCT_LOOPS = 4
 
@@ -56,24 +58,27 @@ def schedule(func: Any) -> Any:
     for block in makers[:-1]:
         sch.compute_inline(block)
     batch, row, out, inner = sch.get_loops(product)
-    known = _extent(sch, out) > 0
-    tile, each = sch.split(out, factors=[None, _ROWS])
-    sch.reorder(tile, batch, row, each)
+    # A tile is of a size known beforehand, and whole: a vocabulary may be known only later.
+    known = _extent(sch, out)
+    outside = [out, batch, row]
+    if known:
+        tile, each = sch.split(out, factors=[None, math.gcd(known, _ROWS)])
+        outside = [tile, batch, row, each]
+    sch.reorder(*outside)
     _, lane = sch.split(inner, factors=[None, _LANES])
     partial = sch.rfactor(lane, 3)
-    sch.compute_at(partial, each, preserve_unit_loops=True)
-    lanes, *units, outer = sch.get_loops(partial)[4:]
+    sch.compute_at(partial, outside[-1], preserve_unit_loops=True)
+    lanes, *units, outer = sch.get_loops(partial)[len(outside) :]
     sch.reorder(*units, outer, lanes)
     sch.vectorize(lanes)
     if makers:
-        # A tile's size must be a number: of a vocabulary known only later, all rows are made first.
         if known:
-            sch.compute_at(makers[-1], tile, preserve_unit_loops=True)
+            sch.compute_at(makers[-1], outside[0], preserve_unit_loops=True)
         else:
             sch.parallel(sch.get_loops(makers[-1])[0])
-        _, eight = sch.split(sch.get_loops(makers[-1])[-1], factors=[None, 8])
-        sch.vectorize(eight)
-    sch.parallel(tile)
+        _, word = sch.split(sch.get_loops(makers[-1])[-1], factors=[None, _WORD])
+        sch.vectorize(word)
+    sch.parallel(outside[0])
     sch.decompose_reduction(partial, outer)
     return sch
 
@@ -89,8 +94,13 @@ def _is_product(sch: Any, block: Any) -> bool:
     if _kinds(sch, block) != [False, False, False, True] or len(loops) != _PRODUCT_LOOPS:
         return False
     inner = _extent(sch, loops[-1])
-    shapes = sorted(len(r.buffer.shape) for r in sch.get(block).reads)
-    return inner > 0 and inner % _LANES == 0 and shapes == [2, 3]
+    shapes = sorted((list(read.buffer.shape) for read in sch.get(block).reads), key=len)
+    return (
+        inner > 0
+        and inner % _LANES == 0
+        and [len(shape) for shape in shapes] == [2, 3]
+        and all(getattr(shape[-1], "value", 0) == inner for shape in shapes)
+    )
 
 
 def _extent(sch: Any, loop: Any) -> int:
