@@ -71,6 +71,8 @@ def mlc_llm(lock: dict[str, Any]) -> str:
     """mlc_llm imports, with what converts, configures, compiles and packs."""
     import importlib
 
+    # Not before: verify holds what is on the path against the lock. The checks after this need it.
+    sys.path.insert(0, str(KITS / "mlc"))
     for name in ("convert_weight", "gen_config", "compile", "package"):
         importlib.import_module(f"mlc_llm.interface.{name}")
     module = importlib.import_module("mlc_llm")
@@ -199,7 +201,6 @@ def _members(library: Path) -> Iterator[tuple[str, bytes]]:
 
 CHECKS: list[Callable[[dict[str, Any]], str]] = [torch_cpu, foundation, compiler]
 if "mlc" in TOLD:
-    sys.path.insert(0, str(KITS / "mlc"))
     CHECKS += [mlc_llm, code_generators, phone, host]
 else:
     CHECKS += [absent]
