@@ -109,12 +109,12 @@ def test_a_larger_chunk_needs_more_and_a_larger_context_no_buffer() -> None:
     assert small.at(8192) - small.at(2048) == 6144 * small.cache_per_token
 
 
-def test_without_a_chunk_the_buffer_is_for_mlc_s_own() -> None:
-    assert (
-        memory(DEEPSEEK, "q4f16_1").temporary == memory(DEEPSEEK, "q4f16_1", chunk=2048).temporary
-    )
-    short = memory(DEEPSEEK, "q4f16_1", context=512)
-    assert short.temporary == memory(DEEPSEEK, "q4f16_1", chunk=512).temporary
+@pytest.mark.parametrize(("model", "chunk"), [(DEEPSEEK, 8192), (LLAMA3, 8192), (QWEN3, 2048)])
+def test_without_a_chunk_the_buffer_is_for_mlc_s_own(model: dict[str, Any], chunk: int) -> None:
+    own = memory(model, "q4f16_1").temporary
+    assert own == memory(model, "q4f16_1", chunk=chunk).temporary
+    short = memory(model, "q4f16_1", context=512).temporary
+    assert short == memory(model, "q4f16_1", chunk=512).temporary
 
 
 @pytest.mark.parametrize(

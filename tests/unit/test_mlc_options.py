@@ -180,8 +180,8 @@ def test_cuda_needs_nvidia_s_compiler_and_a_tvm_that_knows_it(bare: Path, checko
         )
 
 
-@pytest.mark.parametrize("target", ["vulkan", "windows"])
-def test_apache_tvm_has_no_vulkan(checkout: str, target: str) -> None:
+@pytest.mark.parametrize("target", ["vulkan", "windows", "metal", "iphone"])
+def test_apache_tvm_has_no_vulkan_and_crashes_on_metal(checkout: str, target: str) -> None:
     with pytest.raises(ToolchainError, match="Apache TVM") as caught:
         check_options(options(target=target, mlc_source=checkout))
     assert "leave --mlc-source out" in caught.value.remedy

@@ -175,6 +175,12 @@ def _check_machine(o: MlcOptions) -> None:
             why="its wheel has no code generator for Vulkan; the one of MLC's own wheels has",
             remedy="leave --mlc-source out",
         )
+    if target.metal and o.mlc_source is not None:
+        raise ToolchainError(
+            f"--target {o.target} cannot be compiled with Apache TVM 0.26",
+            why="it crashes while it schedules matrix products for Metal (s_tir::Tensorize)",
+            remedy="leave --mlc-source out, or compile on a Mac",
+        )
     if o.target == "cuda" and o.mlc_source is None:
         raise ToolchainError(
             "--target cuda cannot be compiled with MLC's wheels for the CPU",

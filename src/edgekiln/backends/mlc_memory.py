@@ -16,7 +16,7 @@ size, because their shape is then known.
 Cache: mlc_llm/cli/model_metadata.py: a key and a value for each layer and head, in the
 quantisation's float type.
 
-Checked against what mlc_llm's logs say: tests/unit/test_mlc_memory.py.
+Checked against what mlc_llm's logs say: tests/unit/test_mlc_memory.py, test_mlc_measured.py.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from typing import Any
 # How much larger or smaller than a tensor a buffer may be to be used for it.
 _RANGE = 16
 _BATCH = 128  # gen_config's --max-batch-size
-_CHUNK = 2048
 _THREADS = 256
 
 
@@ -77,16 +76,17 @@ class Family:
     biases: bool = False  # of every matrix in a layer, and of the norms
     mlp_floats: int | None = None  # bytes of the inner tensor's numbers, where they are its own
     cached: bool = True
+    chunk: int = 2048  # prefill_chunk_size where nobody gives one, up to the context
     rms_norm: bool = True
     hidden_states: bool = False  # whether some functions give the last hidden states
 
 
-_LLAMA = Family(fixed_vocabulary=False, hidden_states=True)
+_LLAMA = Family(fixed_vocabulary=False, hidden_states=True, chunk=8192)
 FAMILIES: Mapping[str, Family] = {
     "llama": _LLAMA,
     "phi3": _LLAMA,
     "mistral": _LLAMA,
-    "qwen2": Family(qkv_bias=True),
+    "qwen2": Family(qkv_bias=True, chunk=8192),
     "qwen3": Family(qk_norm=True),
     "gpt_neox": Family(
         gated=False, fixed_vocabulary=False, biases=True, mlp_floats=4, rms_norm=False
@@ -173,7 +173,7 @@ def memory(
     shape, scheme = Shape.of(config), SCHEMES.get(quantization, Scheme())
     name = str(config.get("model_type", ""))
     family = FAMILIES.get(name, Family())
-    tokens = chunk or (min(context, _CHUNK) if context else _CHUNK)
+    tokens = chunk or (min(context, family.chunk) if context else family.chunk)
     buffers = functions(
         config, quantization, chunk=tokens, batch=batch or _BATCH, threads=threads or _THREADS
     )

@@ -57,7 +57,7 @@ class _Compile:
     prefill_chunk_size: int | None = option(
         None,
         "tokens of a prompt at a time; the temporary buffer grows with it. Not given: 128 on "
-        "Android and iPhone, else MLC's choice (2048 as a rule)",
+        "Android and iPhone, else MLC's choice (2048 or 8192)",
         low=1,
         high=1 << 16,
         group="compile",

@@ -2,7 +2,8 @@
 
 Names are MLC-LLM's own devices (support/auto_target.py), but for `windows`, which is its Vulkan
 with a Windows host, and `cpu`. What Apache TVM 0.26 makes was tried here: objects for Android,
-WebAssembly, Apple's ARM and Windows; it has no generator for Vulkan.
+WebAssembly, Apple's ARM and Windows; it has no generator for Vulkan, and a language model's kernels
+for Metal crash it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Target:
     static: bool = False
     android: bool = False
     vulkan: bool = False
+    metal: bool = False
     program: str = ""
     whence: str = ""
     kernels: bool = False
@@ -56,12 +58,17 @@ TARGETS: Mapping[str, Target] = {
     ),
     "vulkan": Target(title="Vulkan GPUs, Linux", suffix=".so", vulkan=True),
     "metal": Target(
-        title="Macs with Apple silicon", suffix=".dylib", program="xcrun", whence=_XCODE
+        title="Macs with Apple silicon",
+        suffix=".dylib",
+        metal=True,
+        program="xcrun",
+        whence=_XCODE,
     ),
     "iphone": Target(
         title="iPhone and iPad",
         suffix=".tar",
         static=True,
+        metal=True,
         program="xcrun",
         whence=_XCODE,
         kernels=True,
