@@ -13,6 +13,7 @@ import pytest
 
 from edgekiln import doctor, images, toolchain
 from edgekiln.errors import FetchError, ImageError, KilnError, ToolchainError
+from edgekiln.executors import docker
 from edgekiln.executors.base import StageRun, environment
 from edgekiln.executors.kitlinks import kits_ready, link_kits, make_kits
 from edgekiln.kits import Kit, load_kit, making, ready
@@ -166,6 +167,25 @@ def test_only_a_stage_that_may_go_out_is_told_the_way(monkeypatch: pytest.Monkey
         run = SimpleNamespace(cpus=1, beside_others=False, network=network)
         found = environment(none, cast(StageRun, run), scripts="/s", path="/p")
         assert ("https_proxy" in found) is network
+
+
+@pytest.mark.parametrize(
+    ("proxy", "network"),
+    [
+        ("", "bridge"),
+        ("http://proxy.example:3128", "bridge"),
+        ("http://127.0.0.1:3128", "host"),
+        ("http://user:word@localhost:3128", "host"),
+    ],
+)
+def test_a_proxy_of_this_machine_is_reached_from_a_container(
+    monkeypatch: pytest.MonkeyPatch, proxy: str, network: str
+) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    assert docker._network() == network
 
 
 @pytest.mark.parametrize(
