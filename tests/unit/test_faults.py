@@ -114,6 +114,15 @@ xcrun: error: unable to find utility "metallib", not a developer tool or in PATH
         "RuntimeError: Cannot find library: mlc_wasm_runtime.bc",
     ),
     (
+        "tvm-tensor-units",
+        "mlc_llm compile on apache-tvm 0.26.0",
+        """[2026-11-21 14:00:01] INFO pipeline.py:52: Running TVM Dlight low-level optimizations
+!!!!!!! Segfault encountered !!!!!!!
+  File "./signal/../sysdeps/unix/sysv/linux/x86_64/libc_sigaction.c", line 0, in 0x00007fd465c5a04f
+  File "<unknown>", line 0, in tvm::ffi::ToJSONGraph(tvm::ffi::Any const&, tvm::ffi::Any const&)
+  File "<unknown>", line 0, in tvm::s_tir::Tensorize(tvm::s_tir::ScheduleState, tvm::tirx::StmtSRef const&, tvm::tirx::TensorIntrin const&, bool)""",
+    ),
+    (
         "cmake-4",
         "MCPI-Revival/Ninecraft#29",
         """CMake Error at CMakeLists.txt:1 (cmake_minimum_required):
