@@ -60,7 +60,8 @@ def misaligned(apk: Path, page_size: int) -> list[str]:
 def align(apk: Path, aligned: Path, page_size: int) -> None:
     """Write an APK anew with each stored library at a page, and other stored entries at 4 bytes.
 
-    What lies between the entries and the central directory (signatures) is left out. Raises
+    A page has at most 32768 bytes: the field that says so has two. What lies between the entries
+    and the central directory (signatures) is left out. Raises
     RuntimeError for an archive of a kind that Android's tools do not make.
     """
     with zipfile.ZipFile(apk) as archive:

@@ -175,7 +175,7 @@ def _lines(pipe: IO[bytes]) -> Iterator[str]:
 def environment(stage: Stage) -> dict[str, str]:
     """This process's environment, for a child that is mlc_llm.
 
-    Sets iterate in the order of their hashes, which shows in what TVM writes: the seed is fixed.
+    Sets iterate in the order of their hashes, which shows in what TVM writes: PYTHONHASHSEED.
     """
     own = {str(_HERE), str(_HERE.parent)}
     paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p not in own]
