@@ -31,6 +31,13 @@ _LOAD, _NOTE, _IDENT = 1, 4, 1
 # What phones with large pages need; Android's API level of all that edgekiln makes.
 PAGE, API = 16384, 24
 
+_MANIFEST = """\
+<manifest xmlns:android="http://schemas.android.com/apk/res/android" package="org.edgekiln.verify">
+  <uses-sdk android:minSdkVersion="24" android:targetSdkVersion="35"/>
+  <application android:hasCode="false"/>
+</manifest>
+"""
+
 Check = Callable[[dict[str, Any]], str]
 
 
@@ -127,22 +134,28 @@ def _notes(data: bytes) -> Iterator[tuple[bytes, int, bytes]]:
 
 
 def sdk(lock: dict[str, Any]) -> str:
-    """The SDK's own tools align an archive to 16 KB and sign it."""
-    tools = KITS / "android-sdk" / "build-tools" / "35.0.0"
-    platforms = sorted(path.name for path in (KITS / "android-sdk" / "platforms").iterdir())
+    """The SDK's own tools make an app, align it to pages of 16 KB and sign it."""
+    root = KITS / "android-sdk"
+    tools = root / "build-tools" / "35.0.0"
+    platforms = sorted(path.name for path in (root / "platforms").iterdir())
     assert "android-35" in platforms, f"platforms: {', '.join(platforms)}"
     with tempfile.TemporaryDirectory() as folder:
-        plain, aligned, key = (Path(folder, name) for name in ("a.zip", "b.apk", "key.p12"))
-        with zipfile.ZipFile(plain, "w") as archive:
+        manifest, plain, aligned, key = (
+            Path(folder, name) for name in ("AndroidManifest.xml", "a.apk", "b.apk", "key.p12")
+        )
+        manifest.write_text(_MANIFEST, encoding="utf-8")
+        words = ["-I", str(root / "platforms" / "android-35" / "android.jar")]
+        words += ["--manifest", str(manifest), "-o", str(plain)]
+        _call(str(tools / "aapt2"), "link", *words)
+        with zipfile.ZipFile(plain, "a") as archive:
             archive.writestr("lib/arm64-v8a/liba.so", b"\x7fELF" + bytes(PAGE))
         _call(str(tools / "zipalign"), "-P", "16", "4", str(plain), str(aligned))
         _key(key)
         signer = ["java", "-jar", str(tools / "lib" / "apksigner.jar")]
-        words = ["--ks", str(key), "--ks-pass", "pass:verify-key", "--min-sdk-version", str(API)]
-        _call(*signer, "sign", *words, str(aligned))
-        _call(*signer, "verify", "--min-sdk-version", str(API), str(aligned))
+        _call(*signer, "sign", "--ks", str(key), "--ks-pass", "pass:verify-key", str(aligned))
+        _call(*signer, "verify", str(aligned))
         _call(str(tools / "zipalign"), "-c", "-P", "16", "4", str(aligned))
-    return f"the SDK's tools align and sign; {', '.join(platforms)}"
+    return f"the SDK's tools make an app, align and sign it; {', '.join(platforms)}"
 
 
 def gradle(lock: dict[str, Any]) -> str:
@@ -169,7 +182,7 @@ def rust(lock: dict[str, Any]) -> str:
     _call(str(KITS / "rust" / "bin" / "cargo"), "--version")
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "a.rs"), Path(folder, "a.o")
-        text = '#[no_mangle] pub extern fn answer() -> usize { String::from("42").len() }\n'
+        text = '#[no_mangle] pub extern "C" fn answer() -> usize { String::from("42").len() }\n'
         source.write_text(text, encoding="utf-8")
         words = ["--crate-type=lib", "--emit=obj", "--target=aarch64-linux-android"]
         _call(rustc, *words, "-o", str(target), str(source))

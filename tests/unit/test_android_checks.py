@@ -151,6 +151,46 @@ def test_sources_of_another_mnn_are_refused(told: Told, tmp_path: Path) -> None:
         told({"mnn": "3.5.0"}).mnn_sources({})
 
 
+def sdk(folder: Path) -> Path:
+    """A kit laid out as the SDK, of the distribution's tools; returns its zipalign.
+
+    Theirs knows no pages of 16 KB, so a script hands it on without them.
+    """
+    jar, framework = (
+        Path("/usr/share", place)
+        for place in ("java/apksigner.jar", "android-framework-res/framework-res.apk")
+    )
+    tools = [shutil.which(name) for name in ("aapt2", "zipalign", "keytool", "java")]
+    if None in tools or not (jar.is_file() and framework.is_file()):
+        packages = "aapt zipalign apksigner android-framework-res openjdk-17-jdk-headless"
+        pytest.skip(f"no tools to make an app with (Debian: apt install {packages})")
+    root = folder / "kits" / "android-sdk"
+    (root / "platforms" / "android-35").mkdir(parents=True)
+    (root / "platforms" / "android-35" / "android.jar").symlink_to(framework)
+    place = root / "build-tools" / "35.0.0"
+    (place / "lib").mkdir(parents=True)
+    (place / "lib" / "apksigner.jar").symlink_to(jar)
+    (place / "aapt2").symlink_to(str(tools[0]))
+    script = place / "zipalign"
+    take = 'while :; do case "$1" in -P) shift 2;; -c) c=-c; shift;; *) break;; esac; done'
+    script.write_text(f'#!/bin/sh\n{take}\nexec {tools[1]} $c -p "$@"\n')
+    script.chmod(0o755)
+    return script
+
+
+def test_the_sdks_tools_are_tried_on_an_app(told: Told, tmp_path: Path) -> None:
+    sdk(tmp_path)
+    said = told({"android-sdk": "35"}).sdk({})
+    assert said == "the SDK's tools make an app, align and sign it; android-35"
+
+
+def test_an_sdk_whose_zipalign_aligns_nothing_is_refused(told: Told, tmp_path: Path) -> None:
+    script = sdk(tmp_path)
+    script.write_text('#!/bin/sh\n[ "$1" = -c ] && exit 1\ncp "$4" "$5"\n')
+    with pytest.raises(AssertionError, match="zipalign ended with 1"):
+        told({"android-sdk": "35"}).sdk({})
+
+
 @pytest.mark.parametrize("name", ["mlc-android", "mnn-android"])
 def test_every_kit_of_a_toolchain_has_a_check(told: Told, name: str) -> None:
     kits = {kit.family: kit.version for kit in load_toolchain(name).kits}
