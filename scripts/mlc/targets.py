@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
@@ -57,6 +56,8 @@ class Target:
 
 
 _CPU_LEVELS = {"avx2": "x86-64-v3", "": "x86-64-v2"}
+# Beside a GPU the processor does little; "auto" would compile for the very one that is here.
+_LINUX = f"{platform.machine()}-unknown-linux-gnu"
 
 TARGETS: Mapping[str, Target] = {
     "android": Target(device="android", codegen="opencl", suffixes=(".tar",), phone=True),
@@ -83,10 +84,11 @@ TARGETS: Mapping[str, Target] = {
         device="cuda",
         codegen="cuda",
         suffixes=(".so",),
+        host=_LINUX,
         programs=("nvcc",),
         elsewhere="NVIDIA's CUDA toolkit has it",
     ),
-    "vulkan": Target(device="vulkan:generic", codegen="vulkan", suffixes=(".so",)),
+    "vulkan": Target(device="vulkan:generic", codegen="vulkan", suffixes=(".so",), host=_LINUX),
     "windows": Target(
         device="vulkan:generic",
         codegen="vulkan",
@@ -128,7 +130,7 @@ def _cpu() -> dict[str, object]:
             flags = []
         level = _CPU_LEVELS["avx2" if "avx2" in flags and "f16c" in flags else ""]
         host = {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": level}
-    return {**host, "num-cores": int(os.environ.get("KILN_CPUS") or 1), "host": host}
+    return {**host, "host": host}
 
 
 def _cuda(arch: str) -> dict[str, object]:
