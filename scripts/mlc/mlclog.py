@@ -30,6 +30,7 @@ _AVAILABLE = re.compile(r"current available model_libs in .*: \[(.*)\]")
 _RAISED = re.compile(
     r"(?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt)\b|argument \S+: |unrecognized arguments: "
 )
+_GRADLE = "* What went wrong:"
 _4K = 4096
 
 
@@ -123,9 +124,14 @@ def refused(lines: Iterable[str]) -> Refused | None:
 
 
 def last_words(lines: Sequence[str]) -> str:
-    """The line that tells best why a program ended: its last exception, else its last line."""
+    """The line that tells best why a program ended: its last exception, else its last line.
+
+    Gradle says it in the middle, under a heading.
+    """
     said = [_HEAD.sub("", plain(line)).strip() for line in lines if bar(line) is None]
     said = [line for line in said if line]
+    if _GRADLE in said[:-1]:
+        return said[said.index(_GRADLE) + 1]
     raised = [line for line in said if _RAISED.match(line)]
     return (raised or said or ["it said nothing"])[-1]
 

@@ -223,3 +223,74 @@ def test_a_debug_key_is_a_stage(android_tools: None, tmp_path: Path) -> None:
     events = [json.loads(line)["event"] for line in done.stdout.splitlines()]
     assert events == ["note", "usage"]
     assert (tmp_path / "key" / "debug.keystore").is_file()
+
+
+# In place of Gradle, which wants Google's Maven: looks at what it was given, hands over an APK.
+GRADLE = """#!/bin/sh
+set -e
+echo "$@" > "$TRIAL/words"
+[ "$1" = --project-dir ] && cd "$2"
+test -f dist/lib/mlc4j/build.gradle && test ! -e dist/old && test -w app
+cat local.properties > "$TRIAL/properties"
+echo "$GRADLE_USER_HOME" > "$TRIAL/home"
+[ -e "$TRIAL/fail" ] && {
+    printf '%s\\n' "FAILURE: Build failed with an exception." "" "* What went wrong:" \\
+        "Could not determine java version from '21'." "" "BUILD FAILED in 3s"
+    exit 1
+}
+mkdir -p app/build/outputs/apk/release
+cp "$TRIAL/raw.apk" app/build/outputs/apk/release/app-release-unsigned.apk
+"""
+
+
+def test_the_apk_stage_around_gradle(raw: Path, tmp_path: Path) -> None:
+    trial, package, sdk = tmp_path, tmp_path / "package", tmp_path / "sdk"
+    app = tmp_path / "mlc-llm" / "android" / "MLCChat"
+    for folder in (package / "mlc4j", sdk / "platforms", app / "app", app / "dist" / "old"):
+        folder.mkdir(parents=True)
+    (package / "mlc4j" / "build.gradle").write_text("plugins {}")
+    (app / "settings.gradle").write_text("include ':app'")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "gradle").write_text(GRADLE)
+    (tmp_path / "bin" / "gradle").chmod(0o755)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "package").symlink_to(package)
+    (tmp_path / "params.json").write_text(json.dumps({"build": "release"}))
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(SCRIPTS / "mlc" / "apk.py")],
+            env={
+                "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+                "PYTHONPATH": str(SCRIPTS),
+                "ANDROID_HOME": str(sdk),
+                "MLC_LLM_SOURCE_DIR": str(tmp_path / "mlc-llm"),
+                "KILN_IN": str(tmp_path / "in"),
+                "KILN_OUT": str(tmp_path / "out"),
+                "KILN_PARAMS": str(tmp_path / "params.json"),
+                "KILN_CPUS": "3",
+                "TRIAL": str(trial),
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    (trial / "fail").write_text("")
+    failed = run()
+    assert failed.returncode == 1
+    assert "gradle ended with 1: Could not determine java version" in failed.stdout
+    shutil.rmtree(tmp_path / "out")
+    (trial / "fail").unlink()
+
+    done = run()
+    assert done.returncode == 0, done.stderr
+    told = json.loads((tmp_path / "out" / "apk-report" / "apk.json").read_text())
+    assert (told["build"], told["abis"], told["page_size"]) == ("release", ["arm64-v8a"], PAGE)
+    assert apkfile.misaligned(tmp_path / "out" / "apk" / "MLCChat.apk", PAGE) == []
+    words = (trial / "words").read_text().split()
+    assert words[-1] == "assembleRelease"
+    assert {"--no-daemon", "--max-workers=3"} <= set(words)
+    assert (trial / "properties").read_text() == f"sdk.dir={sdk}\n"
+    assert not Path((trial / "home").read_text().strip()).exists(), "all of it was scratch"
+    assert sorted(f.name for f in app.iterdir()) == ["app", "dist", "settings.gradle"]
