@@ -50,6 +50,20 @@ def test_a_written_bundle_is_found_by_its_build(
     assert set(manifest["files"]) == {"mnn_models/m/llm.mnn", "README.md"}
 
 
+def test_small_texts_are_written_and_described_as_files_are(
+    tmp_path: Path, source: Path, index: FileIndex
+) -> None:
+    place = tmp_path / "b"
+    texts = {"mlc-package-config.json": "{}\n", "notes/one.txt": "eins\n"}
+    write_bundle(place, {"lib/a.tar": source}, "# phone\n", ABOUT, index, texts=texts)
+    manifest = json.loads((place / "manifest.json").read_text())
+    assert set(manifest["files"]) == {"lib/a.tar", "README.md", *texts}
+    assert (place / "notes" / "one.txt").read_bytes() == b"eins\n"
+    assert find_bundle(place, "k1", index) is not None
+    (place / "mlc-package-config.json").write_text("{ }")
+    assert find_bundle(place, "k1", index) is None
+
+
 def test_the_provenance_names_every_file_and_input(
     tmp_path: Path, source: Path, index: FileIndex
 ) -> None:
