@@ -79,8 +79,7 @@ def build(
 ) -> None:
     """Build a bundle for the phone out of a model.
 
-    [mnn …], [qnn …] and [mlc …] below say whose an option is; docs/mnn-options.md,
-    docs/qnn-options.md and docs/mlc-options.md list each backend's own.
+    docs/mnn-options.md, docs/qnn-options.md and docs/mlc-options.md list each backend's options.
 
     Examples:
       kiln build --backend mnn

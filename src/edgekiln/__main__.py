@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Sequence
 
@@ -22,6 +23,9 @@ def main(arguments: Sequence[str]) -> None:
     from invoke.exceptions import ParseError
     from invoke.program import Program
 
+    from edgekiln import cli
+    from edgekiln.helping import GROUPED, grouped
+
     class Kiln(Program):
         """Invoke's own program leaves with 1 for a word it does not know."""
 
@@ -31,6 +35,29 @@ def main(arguments: Sequence[str]) -> None:
             except ParseError as error:
                 print(error, file=sys.stderr)
                 raise SystemExit(UsageError.exit_code) from None
+            if not self.args.help.value:
+                self._refuse_lacking()
+
+        def _refuse_lacking(self) -> None:
+            """A flag without a default is a must; Invoke sees to positional arguments only."""
+            for context in self.tasks:
+                if found := cli.lacking(context, self.collection[context.name].body):
+                    print("\n".join(found.lines()), file=sys.stderr)
+                    raise SystemExit(found.exit_code)
+
+        def print_task_help(self, name: str) -> None:
+            """A build's options are told a backend at a time; all others as Invoke does."""
+            if name not in GROUPED:
+                super().print_task_help(name)
+                return
+            given = [context.args["backend"].value for context in self.tasks]
+            docstring = inspect.getdoc(self.collection[name]) or ""
+            flags = self.parser.contexts[name].help_tuples()
+            try:
+                print(grouped(name, docstring, flags, (given or [""])[0]))
+            except UsageError as error:
+                cli.show_error(error)
+                raise SystemExit(error.exit_code) from None
 
     program = Kiln(name="kiln", binary="kiln", version=__version__)
     try:
@@ -43,14 +70,15 @@ def translate(arguments: Sequence[str]) -> list[str]:
     """A command line as Invoke wants it.
 
     `images build mnn` is its task images.build; nothing, or `help`, lists the commands;
-    `help build` and `images` alone show what they have.
+    `help build` and `images` alone show what they have; `help build --backend mlc` and
+    `build --backend mlc --help` show the options of one backend.
     """
     words = list(arguments)
     if not words or (words[0] in _HELP and len(words) == 1):
         return ["--list"]
     if words[0] in _HELP:
         meant = translate(words[1:])
-        return meant if meant[0] == "--list" else ["--help", *meant]
+        return meant if meant[0] in ("--list", "--help") else _help(meant)
     if words[0] in _GROUPS:
         if len(words) == 1 or words[1] in _HELP:
             return ["--list", words[0]]
@@ -59,9 +87,16 @@ def translate(arguments: Sequence[str]) -> list[str]:
     # After a command with a positional argument, Invoke takes --help for that argument.
     if len(words) > 1 and words[1] in _HELP[1:]:
         return ["--help", words[0]]
+    if "--help" in words and words[words.index("--help") - 1] != "--args":
+        return _help([word for word in words if word != "--help"])
     if words[0] in _OPTIONAL and len(words) > 1 and not words[1].startswith("-"):
         words.insert(1, _OPTIONAL[words[0]])
     return words
+
+
+def _help(words: list[str]) -> list[str]:
+    """Ask for a command's help; what else was said of it is parsed, too."""
+    return ["--help", words[0], *(words if len(words) > 1 else [])]
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from edgekiln.backends import list_backends
 from edgekiln.errors import KilnError, UsageError, nearest
 from edgekiln.options import Spec, Value
 from edgekiln.report import Reporter, make_reporter, paint
@@ -157,6 +158,18 @@ def _flags(spec: Spec) -> list[inspect.Parameter]:
     return [inspect.Parameter(spec.name, kind, default=None)]
 
 
+def lacking(context: Any, body: Callable[..., None]) -> UsageError | None:
+    """What is wrong with a parsed command whose function has an argument that was not given."""
+    needed = inspect.signature(body).parameters.values()
+    for name in [p.name for p in needed if p.default is inspect.Parameter.empty]:
+        argument = context.args.get(name)
+        if argument is not None and not argument.positional and argument.value is None:
+            where = f"kiln {context.name.replace('.', ' ')}"
+            flag = f"--{name.replace('_', '-')}"
+            return UsageError(f"{where} needs {flag}", remedy=f"`{where} --help` says what it is")
+    return None
+
+
 def option_help(backends: Mapping[str, Iterable[Spec]]) -> dict[str, str]:
     """The help of each option's flags: whose it is, what it does, what it accepts, its default.
 
@@ -166,13 +179,14 @@ def option_help(backends: Mapping[str, Iterable[Spec]]) -> dict[str, str]:
     for backend, specs in backends.items():
         for spec in specs:
             name, whose = spec.name.replace("_", "-"), f"[{backend} {spec.group}]"
-            found.setdefault(name, []).append(f"{whose} {spec.help} ({_accepts(spec)})")
+            found.setdefault(name, []).append(f"{whose} {spec.help} ({accepts(spec)})")
             if spec.type is bool:
                 found.setdefault(f"no-{name}", []).append(f"{whose} the opposite of --{name}")
     return {name: "; ".join(texts) for name, texts in found.items()}
 
 
-def _accepts(spec: Spec) -> str:
+def accepts(spec: Spec) -> str:
+    """The values an option takes and its default, in a few words."""
     default = f"default {_word(spec.default)}"
     if spec.choices:
         return f"{' | '.join(_word(c) for c in spec.choices)}; {default}"
@@ -264,6 +278,8 @@ def _unknown_word(word: str, where: str, context: Any) -> tuple[str, str]:
         if flags[flag].takes_value:
             return f"{flag} is given twice", "give it once"
         return f"{flag} takes no value", f"leave {word!r} out"
+    if word in list_backends() and "--backend" in flags:
+        return f"{where} takes no {word} by itself", f"say --backend {word}"
     remedy = nearest(word, _COMMANDS).replace(".", " ")
     return f"there is no command {word.replace('.', ' ')}", remedy
 

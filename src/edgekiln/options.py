@@ -117,9 +117,15 @@ def check(spec: Spec, value: Any, *, where: str) -> Value:
 def _check_bounds(spec: Spec, value: float, where: str) -> None:
     # Written so that NaN, which compares with nothing, is refused too.
     if not ((spec.low is None or value >= spec.low) and (spec.high is None or value <= spec.high)):
-        low = "any" if spec.low is None else f"{spec.low:g}"
-        high = "any" if spec.high is None else f"{spec.high:g}"
-        raise UsageError(f"{where}.{spec.name} is {value}", remedy=f"from {low} to {high}")
+        raise UsageError(f"{where}.{spec.name} is {value}", remedy=_range(spec))
+
+
+def _range(spec: Spec) -> str:
+    """The bounds in words, whole numbers with all their digits."""
+    low, high = ("" if bound is None else f"{bound:.12g}" for bound in (spec.low, spec.high))
+    if low and high:
+        return f"from {low} to {high}"
+    return f"{low} or more" if low else f"at most {high}"
 
 
 _WORDS = {"true": True, "yes": True, "on": True, "1": True}

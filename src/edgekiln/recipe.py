@@ -69,7 +69,7 @@ class Recipe:
             owners = [b for b, own in options_by_backend().items() if name in {s.name for s in own}]
             if owners:
                 close = nearest(name, known)
-                every = f"`kiln help build` shows which options are those of {backend.name}"
+                every = f"`kiln help build --backend {backend.name}` shows which options it has"
                 raise UsageError(
                     f"{self.where}.{name} is for {' and '.join(owners)}, not for {backend.name}",
                     remedy=close if close.startswith("did you mean") else every,

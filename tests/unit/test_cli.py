@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from edgekiln.__main__ import translate
+from edgekiln.backends import options_by_backend
 from edgekiln.home import project
 
 
@@ -33,6 +35,9 @@ def kiln(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
         (["images"], ["--list", "images"]),
         (["images", "build", "mnn"], ["images.build", "mnn"]),
         (["help", "build"], ["--help", "build"]),
+        (["help", "build", "--backend", "mlc"], ["--help", "build", "build", "--backend", "mlc"]),
+        (["build", "--backend", "mlc", "--help"], ["--help", "build", "build", "--backend", "mlc"]),
+        (["test", "--args", "--help"], ["test", "--args", "--help"]),
         (["help", "store", "gc"], ["--help", "store.gc"]),
         (["bundle", "lint", "--help"], ["--help", "bundle.lint"]),
         (["inspect", "-h"], ["--help", "inspect"]),
@@ -58,11 +63,37 @@ def test_a_command_that_needs_an_argument_has_help_without_it(words: list[str]) 
     assert "Options:" in done.stdout
 
 
-def test_help_names_every_option_of_the_backends() -> None:
+def test_help_names_what_all_builds_take_and_where_the_rest_is() -> None:
     shown = kiln("build", "--help").stdout
-    for flag in ("--model", "--quant-bit", "--no-hqq", "--backend-type", "--dry-run", "--json"):
+    for flag in ("--model", "--preset", "--dry-run", "--json", "kiln help build --backend mlc"):
         assert flag in shown
-    assert "kiln build --backend mnn" in shown
+    assert "--quant-bit" not in shown.partition("Options:")[2]
+    assert len(shown.splitlines()) < 70
+
+
+@pytest.mark.parametrize("backend", ["mnn", "qnn", "mlc"])
+@pytest.mark.parametrize("command", ["build", "doctor"])
+def test_help_names_every_option_of_one_backend(command: str, backend: str) -> None:
+    shown = kiln("help", command, "--backend", backend, COLUMNS="100").stdout
+    flags = re.findall(r"^  --(\[no-\])?([a-z0-9-]+)", shown, re.MULTILINE)
+    named = {name.replace("-", "_") for _, name in flags}
+    specs = options_by_backend()
+    assert {spec.name for spec in specs[backend]} <= named
+    others = {spec.name for other in specs for spec in specs[other] if other != backend}
+    assert not (others - {spec.name for spec in specs[backend]}) & named
+    assert max(map(len, shown.splitlines())) <= 100
+    for group in {spec.group for spec in specs[backend]}:
+        assert f"Options of {backend}, {group}:" in shown
+
+
+def test_help_asked_for_at_a_lines_end_is_of_its_backend() -> None:
+    asked = kiln("build", "--backend", "mlc", "--model", "x", "--help").stdout
+    assert asked == kiln("help", "build", "--backend", "mlc").stdout != ""
+
+
+def test_help_of_a_backend_there_is_not() -> None:
+    done = kiln("help", "build", "--backend", "mlx")
+    assert (done.returncode, "did you mean mlc?" in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +124,12 @@ def test_help_names_every_option_of_the_backends() -> None:
         (["doctor", "--model", ""], 2, "--model is empty"),
         (["build", "--backend", "mnn", "--executor", "podman", "--dry-run"], 2, "one of: auto"),
         (["bundle", "lint"], 2, "kiln bundle lint: which folder?"),
+        (["toolchains", "fetch", "mnn"], 2, "kiln toolchains fetch needs --to"),
+        (["images", "export", "mnn"], 2, "kiln images export needs --to"),
+        (["build", "mlc"], 2, "say --backend mlc"),
+        (["build", "--backend", "mlc", "--context-window-size", "0"], 2, "from 64 to 1048576"),
+        (["build", "--backend", "mnn", "--quant-block", "-1"], 2, "from 0 to 4096"),
+        (["build", "--backend", "mlc", "--soc", "69"], 2, "kiln help build --backend mlc"),
         (["toolchains", "show", "mmn"], 4, "did you mean mnn?"),
         (["recipes", "show", "nothing-like-it"], 2, "one of"),
         (["test", "tests/nowhere.py"], 2, "no tests at"),
