@@ -19,8 +19,10 @@ from edgekiln.executors.choose import check_executor, choose_executor
 from edgekiln.executors.kitlinks import kits_ready, make_kits, settle_kits
 from edgekiln.home import home
 from edgekiln.locking import held
+from edgekiln.models.seal import refuse_changed
 from edgekiln.pipeline import Pipeline
 from edgekiln.plan import Planned, Planner
+from edgekiln.record import record
 from edgekiln.report import Reporter, Task
 from edgekiln.runner import Done, Limits, Runner
 from edgekiln.show import describe_plan, stage_figures, summary
@@ -48,6 +50,14 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pinned:
+    """One very model: what `resolve` takes for it, and the name it is to have ("": its own)."""
+
+    reference: str
+    name: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """A recipe whose every part has been looked at: ready to be run or only shown."""
 
@@ -65,13 +75,26 @@ class Job:
         return self.models["model"]
 
 
-def prepare(recipe: Recipe, settings: Settings, reporter: Reporter) -> Job:
-    """Check everything that can be checked before the first byte is made."""
+def prepare(
+    recipe: Recipe,
+    settings: Settings,
+    reporter: Reporter,
+    *,
+    pinned: Mapping[str, Pinned] | None = None,
+) -> Job:
+    """Check everything that can be checked before the first byte is made.
+
+    `pinned` says which models, by their roles, are meant by what recipe and options name.
+    """
     check_executor(settings.executor)
     backend = load_backend(recipe.backend)
     options = recipe.parsed(backend)
     references = {"model": recipe.model, **backend.models(options)}
-    models = {role: _model(ref, settings, reporter) for role, ref in references.items()}
+    pinned = pinned or {}
+    models = {
+        role: _model(pinned.get(role) or Pinned(reference=ref), settings, reporter)
+        for role, ref in references.items()
+    }
     pipeline = backend.plan(options, models)
     names = {s.toolchain for s in pipeline.stages}
     toolchains = {n: load_toolchain(n, base=settings.base) for n in sorted(names)}
@@ -87,27 +110,33 @@ def prepare(recipe: Recipe, settings: Settings, reporter: Reporter) -> Job:
     )
 
 
-def _model(reference: str, settings: Settings, reporter: Reporter) -> Model:
+def _model(wanted: Pinned, settings: Settings, reporter: Reporter) -> Model:
     from edgekiln.models import resolve
 
-    return resolve(
-        reference,
+    found = resolve(
+        wanted.reference,
         progress=Task(reporter, "model"),
         trust_pickle=settings.trust_pickle,
         refresh=settings.refresh,
     )
+    return replace(found, name=wanted.name or found.name)
 
 
 def build(recipe: Recipe, settings: Settings, reporter: Reporter) -> Bundle:
     """Build a recipe's bundle, or find that it is there already."""
     job = prepare(recipe, settings, reporter)
+    with open_store() as store:
+        return build_job(job, settings, reporter, store)
+
+
+def build_job(job: Job, settings: Settings, reporter: Reporter, store: Store) -> Bundle:
+    """Build what was prepared; `store` keeps its stages."""
     doctor.refuse_unwritable(job.place)
     job = _settled(job, settings, reporter)
-    with open_store() as store:
-        lock = store.root / "locks" / f"place-{digest_json(str(job.place))[:32]}.lock"
-        waiting = f"another build writes {job.place}; waiting for it"
-        with held(lock, lambda: reporter.say(waiting)):
-            return _Build(job, settings, reporter, store).run()
+    lock = store.root / "locks" / f"place-{digest_json(str(job.place))[:32]}.lock"
+    waiting = f"another build writes {job.place}; waiting for it"
+    with held(lock, lambda: reporter.say(waiting)):
+        return _Build(job, settings, reporter, store).run()
 
 
 def _settled(job: Job, settings: Settings, reporter: Reporter) -> Job:
@@ -178,6 +207,7 @@ class _Build:
     def run(self) -> Bundle:
         job, reporter = self._job, self._reporter
         planned = self._planner.plan(job.pipeline)
+        refuse_changed(job.models, self._store.index)
         key = _build_key(job, planned)
         if key and (bundle := find_bundle(job.place, key, self._store.index)):
             _show(bundle, reporter)
@@ -229,6 +259,7 @@ class _Build:
         assert key is not None, "all stages are done"
         contents = job.backend.contents(job.options, job.models, outputs)
         about = _about(job, key, done, findings, self._store)
+        about |= record(job, planned, self._planner, self._store.index, base=self._settings.base)
         return write_bundle(
             job.place,
             contents.files,
@@ -327,16 +358,6 @@ def _about(
         "toolchains": {name: t.digest for name, t in job.toolchains.items()},
         "bases": {name: t.base.name for name, t in job.toolchains.items()},
         "drift": sorted({line for d in done.values() for line in d.entry.meta.get("drift", [])}),
-        "stages": {
-            name: {
-                "key": d.entry.key,
-                "toolchain": d.entry.meta["toolchain"],
-                "executor": d.entry.meta["executor"],
-                "seconds": d.entry.meta["seconds"],
-                "peak_memory": d.entry.meta["peak_memory"],
-            }
-            for name, d in done.items()
-        },
         "figures": {f.name: f.value for f in findings},
         "shown": [f.text for f in findings],
     }

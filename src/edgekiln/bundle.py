@@ -25,6 +25,8 @@ from edgekiln.store import disk_error
 MANIFEST = "manifest.json"
 PROVENANCE = "provenance.json"
 README = "README.md"
+# What tells of the files and is none of them.
+BESIDE = (MANIFEST, PROVENANCE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +170,7 @@ def _describe(place: Path, index: FileIndex) -> dict[str, Any]:
     return {
         name: {"size": size, "sha256": sha}
         for name, (size, sha) in index.files(place).items()
-        if name not in (MANIFEST, PROVENANCE)
+        if name not in BESIDE
     }
 
 

@@ -145,6 +145,13 @@ class LicenceError(KilnError):
     kind = "licence"
 
 
+class DifferenceError(KilnError):
+    """Two bundles that should be the same and are not."""
+
+    exit_code = 18
+    kind = "difference"
+
+
 def nearest(wrong: str, right: Iterable[str]) -> str:
     """A remedy that names the closest of `right`, or lists them all when none is close."""
     known = sorted(right)

@@ -9,7 +9,7 @@ from pathlib import Path
 from edgekiln import units
 from edgekiln.home import project
 from edgekiln.keys import stage_key
-from edgekiln.pipeline import FromStage, Pipeline, Stage
+from edgekiln.pipeline import FromPath, Input, Pipeline, Stage
 from edgekiln.report import Reporter
 from edgekiln.store import Entry, Store
 from edgekiln.toolchain import Toolchain
@@ -59,13 +59,19 @@ class Planner:
         """The stage's key, or None while something it reads has not been made."""
         inputs = {}
         for name, source in stage.inputs.items():
-            if isinstance(source, FromStage):
-                if source.stage not in entries:
-                    return None
-                inputs[name] = entries[source.stage].output_digest(source.output)
-            else:
-                inputs[name] = self._path_digest(source.path)
+            digest = self.input_digest(source, entries)
+            if digest is None:
+                return None
+            inputs[name] = digest
         return stage_key(stage, self.scripts, self.toolchains[stage.toolchain].digest, inputs)
+
+    def input_digest(self, source: Input, entries: Mapping[str, Entry]) -> str | None:
+        """An input's content digest; None while the stage that makes it has not."""
+        if isinstance(source, FromPath):
+            return self._path_digest(source.path)
+        if source.stage not in entries:
+            return None
+        return entries[source.stage].output_digest(source.output)
 
     def _path_digest(self, path: Path) -> str:
         if path not in self._paths:

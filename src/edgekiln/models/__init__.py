@@ -67,6 +67,10 @@ def _fetched(
         from edgekiln.models.example import example
 
         return ref, example(ref, progress=progress, refresh=refresh)
+    if ref.startswith("example:"):
+        from edgekiln.models.example import packaged
+
+        return packaged(ref.partition(":")[2], progress=progress)
     remote = _REMOTE.fullmatch(ref)
     if remote is None:
         raise _unknown(ref)

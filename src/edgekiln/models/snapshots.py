@@ -2,6 +2,7 @@
 
     models/hub/ORG--NAME/refs/REVISION.json   which commit a revision was when it was fetched
     models/hub/ORG--NAME/COMMIT/              the model's files, plain files, all of them
+    models/hub/ORG--NAME/COMMIT.files.json    what each of them was when it came
     models/hub/ORG--NAME/COMMIT.part/         a download under way; the next one goes on from it
 
 A rename is the only way from COMMIT.part to COMMIT, after sizes and digests were checked. What is
@@ -27,6 +28,7 @@ from edgekiln.digest import digest_file
 from edgekiln.errors import DigestError, DiskError, FetchError, KilnError, ModelError
 from edgekiln.home import home
 from edgekiln.locking import held
+from edgekiln.models.seal import seal, sealed
 from edgekiln.progress import Progress
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -204,6 +206,8 @@ class _Fetch:
         # The clients leave their notes on what is complete beside the files.
         for leaving in part.glob(".*"):
             shutil.rmtree(leaving) if leaving.is_dir() else leaving.unlink()
+        known = {file.path: file.sha256 for file in self.files}
+        seal(part, sealed(path), f"{self.hub.kind}:{self.repo}@{self.commit}", known)
         part.replace(path)
 
     def _check_room(self, part: Path) -> None:

@@ -1,0 +1,82 @@
+"""What a manifest says of how its bundle was made: enough to make the bundle again, and to compare.
+
+    models   each model by its role: where from, and every file's size and sha256
+    stages   in the order they were made: the program with all its modules, the digest of the
+             parameters, the inputs' and the outputs' digests, every file of the outputs
+    base     the base that was asked for with --base, "" for the toolchains' own
+
+Manifests of older builds have the stages' keys, toolchains and times only; what reads a manifest
+takes each of these as something that may be missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from edgekiln.digest import FileIndex, combine, digest_json
+from edgekiln.keys import program_files
+from edgekiln.pipeline import FromStage, Input
+
+if TYPE_CHECKING:
+    from edgekiln.build import Job
+    from edgekiln.models import Model
+    from edgekiln.plan import Planned, Planner
+    from edgekiln.store import Entry
+
+
+def record(
+    job: Job, planned: list[Planned], planner: Planner, index: FileIndex, *, base: str | None
+) -> dict[str, Any]:
+    """The manifest's part on models and stages, all of which are finished."""
+    entries = {p.stage.name: p.entry for p in planned if p.entry}
+    return {
+        "models": {role: _model(job, role, model, index) for role, model in job.models.items()},
+        "base": base or "",
+        "stages": {p.stage.name: _stage(p, entries, planner) for p in planned},
+    }
+
+
+def _model(job: Job, role: str, model: Model, index: FileIndex) -> dict[str, Any]:
+    files = index.files(model.path)
+    # A folder of the user's has no other name than its place.
+    place = {"place": str(model.path.absolute())} if model.source == "local" else {}
+    return {
+        "name": model.name,
+        "source": model.source,
+        **place,
+        "digest": combine((name, size, sha) for name, (size, sha) in files.items()),
+        "files": {name: {"size": size, "sha256": sha} for name, (size, sha) in files.items()},
+    }
+
+
+def _stage(planned: Planned, entries: Mapping[str, Entry], planner: Planner) -> dict[str, Any]:
+    stage, entry = planned.stage, entries[planned.stage.name]
+    meta = entry.meta
+    return {
+        "key": entry.key,
+        "toolchain": meta["toolchain"],
+        "program": stage.program,
+        "programs": program_files(planner.scripts, stage.program),
+        "parameters": digest_json(dict(stage.params)),
+        "inputs": {
+            name: _named(source) | {"digest": planner.input_digest(source, entries)}
+            for name, source in stage.inputs.items()
+        },
+        "outputs": {name: _output(output) for name, output in meta["outputs"].items()},
+        "executor": meta["executor"],
+        "seconds": meta["seconds"],
+        "peak_memory": meta["peak_memory"],
+    }
+
+
+def _named(source: Input) -> dict[str, str]:
+    if isinstance(source, FromStage):
+        return {"stage": source.stage, "output": source.output}
+    return {"path": source.path.name}
+
+
+def _output(output: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry's words on an output, less the times, which are this machine's."""
+    files = {n: {"size": size, "sha256": sha} for n, (size, _, sha) in output["files"].items()}
+    return {"digest": output["digest"], "files": files}
