@@ -496,6 +496,69 @@ def bundle_lint(c: Context, folder: str, model: str = "") -> None:
 
 
 @task(
+    name="bundle",
+    positional=["folder"],
+    help={
+        **_COMMON,
+        "folder": "the bundle's folder, as `kiln build` names it at its end",
+        "against": "compare with this bundle, and build nothing",
+        "model": "where the model lies that the bundle was made of, if not where it was then",
+        "anyway": "build although this checkout's toolchains or programs are not the manifest's",
+        "executor": "auto (docker where an engine answers, else native), docker, native",
+        "memory-limit": "the most a stage may use, e.g. 12g (default: what is free, less 768 MB)",
+        "force": "start although memory or disk look too small",
+        **_PICKLE,
+        **_OFFLINE,
+    },
+    auto_shortflags=False,
+)
+def verify_bundle(
+    c: Context,
+    folder: str,
+    against: str = "",
+    model: str = "",
+    anyway: bool = False,
+    executor: str = "auto",
+    memory_limit: str | None = None,
+    force: bool = False,
+    trust_pickle: bool = False,
+    vendor_dir: str | None = None,
+    accept_licence: str | None = None,
+    quiet: bool = False,
+    json: bool = False,
+    debug: bool = False,
+) -> None:
+    """Build a bundle again from its manifest alone, and compare; or compare two bundles.
+
+    Leaves with 18 where they differ, with 6 where a file is not what its manifest says, with 4
+    where this checkout is not the one that made it. docs/verify.md says more.
+
+    Examples:
+      kiln verify bundle build/smollm2-135m-instruct/mnn
+      kiln verify bundle build/smollm2-135m-instruct/mnn --against ~/Downloads/mnn
+    """
+    from edgekiln.build import Settings
+    from edgekiln.units import parse_size
+    from edgekiln.verify import told
+
+    with cli.reporting(quiet=quiet, as_json=json, debug=debug) as reporter:
+        told.refuse_both(against, model, anyway)
+        place = Path(folder).expanduser()
+        if against:
+            told.against(place, Path(against).expanduser(), reporter)
+            return
+        cli.offline(vendor_dir, accept_licence)
+        memory = cli.given("memory-limit", memory_limit)
+        how = Settings(
+            executor=executor,
+            memory=parse_size(memory, where="--memory-limit") if memory else None,
+            force=force,
+            trust_pickle=trust_pickle,
+        )
+        told.again(place, how, reporter, model=model, anyway=anyway)
+
+
+@task(
     name="check",
     positional=["file"],
     help={
@@ -833,6 +896,7 @@ namespace.add_collection(
 )
 namespace.add_collection(_group("store", store_list, store_gc))
 namespace.add_collection(_group("bundle", bundle_lint))
+namespace.add_collection(_group("verify", verify_bundle))
 namespace.add_collection(_group("package", package_check))
 namespace.add_collection(_group("engine", engine_up, engine_show, engine_down))
 

@@ -3,6 +3,7 @@
     models   each model by its role: where from, and every file's size and sha256
     stages   in the order they were made: the program with all its modules, the digest of the
              parameters, the inputs' and the outputs' digests, every file of the outputs
+    checkout the commit of edgekiln's own checkout; "" where it is none
     base     the base that was asked for with --base, "" for the toolchains' own
 
 Manifests of older builds have the stages' keys, toolchains and times only; what reads a manifest
@@ -14,7 +15,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from edgekiln.calls import call
 from edgekiln.digest import FileIndex, combine, digest_json
+from edgekiln.home import project
 from edgekiln.keys import program_files
 from edgekiln.pipeline import FromStage, Input
 
@@ -31,13 +34,20 @@ def record(
     """The manifest's part on models and stages, all of which are finished."""
     entries = {p.stage.name: p.entry for p in planned if p.entry}
     return {
-        "models": {role: _model(job, role, model, index) for role, model in job.models.items()},
+        "models": {role: _model(model, index) for role, model in job.models.items()},
         "base": base or "",
+        "checkout": _commit(),
         "stages": {p.stage.name: _stage(p, entries, planner) for p in planned},
     }
 
 
-def _model(job: Job, role: str, model: Model, index: FileIndex) -> dict[str, Any]:
+def _commit() -> str:
+    """The checkout's commit: a hint for people. What counts are the digests of its programs."""
+    done = call(["git", "-C", str(project()), "rev-parse", "HEAD"])
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _model(model: Model, index: FileIndex) -> dict[str, Any]:
     files = index.files(model.path)
     # A folder of the user's has no other name than its place.
     place = {"place": str(model.path.absolute())} if model.source == "local" else {}

@@ -28,7 +28,10 @@ def seal(folder: Path, target: Path, source: str, known: Mapping[str, str | None
     `known` has the digests that were checked already; the other files are read.
     """
     files = {
-        file.relative: {"size": file.size, "sha256": known.get(file.relative) or digest_file(file.path)}
+        file.relative: {
+            "size": file.size,
+            "sha256": known.get(file.relative) or digest_file(file.path),
+        }
         for file in walk(folder)
     }
     fresh = target.with_name(target.name + ".new")

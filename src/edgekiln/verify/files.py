@@ -1,0 +1,105 @@
+"""A bundle as its manifest describes it: every byte read, nothing taken from an index."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgekiln.bundle import BESIDE, MANIFEST, Bundle
+from edgekiln.digest import digest_file, walk
+from edgekiln.errors import ArtifactError, DigestError
+
+_KEYS = ("backend", "model", "options", "toolchains", "stages", "files")
+_SHOWN = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Damage:
+    """A file that is not what the manifest says; a digest is "" where there is no such file."""
+
+    name: str
+    found: str
+    recorded: str
+
+    @property
+    def text(self) -> str:
+        """Both digests."""
+        if not self.found:
+            return f"it is missing, recorded is sha256 {self.recorded}"
+        return f"sha256 is {self.found}, recorded is {self.recorded or 'none: no such file'}"
+
+
+def read_bundle(place: Path) -> Bundle:
+    """The bundle at `place`, from its manifest alone. Raises ArtifactError where there is none."""
+    file = place / MANIFEST
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            f"{place} is no bundle that can be read",
+            why=f"{MANIFEST}: {getattr(error, 'strerror', None) or error}",
+            remedy="give the folder that `kiln build` named at its end",
+        ) from error
+    if not isinstance(manifest, dict) or manifest.get("unfinished"):
+        why = "the build that wrote it was cut off" if isinstance(manifest, dict) else ""
+        raise ArtifactError(f"{place} is no whole bundle", why=why, remedy="build it again")
+    if lacking := [key for key in _KEYS if not isinstance(manifest.get(key), (dict, str))]:
+        raise ArtifactError(
+            f"{file} is no manifest of edgekiln's", why=f"it has no {', '.join(lacking)}"
+        )
+    return Bundle(path=place, manifest=manifest)
+
+
+def damage(bundle: Bundle) -> list[Damage]:
+    """Every file that is missing, too many, or other than recorded; all bytes are read."""
+    recorded: Mapping[str, Any] = bundle.manifest["files"]
+    there = {f.relative: f.path for f in walk(bundle.path) if f.relative not in BESIDE}
+    found = []
+    for name in sorted(recorded.keys() | there.keys()):
+        now = digest_file(there[name]) if name in there else ""
+        then = str(recorded[name]["sha256"]) if name in recorded else ""
+        if now != then:
+            found.append(Damage(name=name, found=now, recorded=then))
+    return found
+
+
+def whole(place: Path) -> Bundle:
+    """The bundle at `place`, every file of it as recorded.
+
+    Raises DigestError that names the first file that is not, both digests, and where the file
+    came from; ArtifactError where no bundle lies there.
+    """
+    bundle = read_bundle(place)
+    harmed = damage(bundle)
+    if not harmed:
+        return bundle
+    first = harmed[0]
+    more = [d.name for d in harmed[1 : _SHOWN + 1]]
+    rest = f"; so are {', '.join(more)}" if more else ""
+    rest += f" and {len(harmed) - 1 - len(more)} more" if len(harmed) - 1 > len(more) else ""
+    raise DigestError(
+        f"{place / first.name} is not the file that was built{rest}",
+        why=f"{first.text} ({came_from(bundle, first)})",
+        remedy="take the bundle again from where it came, or build it again",
+    )
+
+
+def came_from(bundle: Bundle, file: Damage) -> str:
+    """Where a file of a bundle came from, in words."""
+    if not file.recorded:
+        return f"{MANIFEST} knows nothing of it"
+    stage = origin(bundle.manifest, file.recorded)
+    return f"it came from stage {stage}, by {MANIFEST}" if stage else f"by {MANIFEST}"
+
+
+def origin(manifest: Mapping[str, Any], sha256: str) -> str:
+    """STAGE/OUTPUT/FILE of the stage that made these bytes; "" where no stage is known to have."""
+    for name, stage in manifest["stages"].items():
+        for output, made in stage.get("outputs", {}).items():
+            for file, known in made["files"].items():
+                if known["sha256"] == sha256:
+                    return f"{name} ({output}/{file})" if file != output else f"{name} ({output})"
+    return ""
