@@ -99,6 +99,7 @@ class BaseLock:
     definition_sha256: str
     platform: str
     debs: tuple[Deb, ...]
+    sha256: str = field("digest of all the other lines; see seal()", default="")
 
     @property
     def image_digest(self) -> str:
@@ -118,6 +119,7 @@ class Lock:
     uv: Wheel
     wheels: tuple[Wheel, ...]
     debs: tuple[Deb, ...] = ()
+    sha256: str = field("digest of all the other lines; see seal()", default="")
 
 
 def digest(lock: Lock | BaseLock, *, extra: str = "") -> str:
@@ -127,6 +129,7 @@ def digest(lock: Lock | BaseLock, *, extra: str = "") -> str:
     """
     body: dict[str, Any] = plain(lock)
     body.pop("definition_sha256")
+    body.pop("sha256", None)
     body["definition"].pop("summary")
     for key in ("kits", "checks"):
         body["definition"].pop(key, None)
@@ -161,12 +164,35 @@ def read_lock(cls: type[T], path: Path, *, remedy: str) -> T:
     if isinstance(data, dict) and data.get("format") != FORMAT:
         why = f"it has format {data.get('format')}, this edgekiln reads {FORMAT}"
         raise ToolchainError(f"{path.name} cannot be read", why=why, remedy=remedy)
+    _refuse_changed(data, path, remedy)
     return read(cls, data, where=path.name)
+
+
+def seal(body: Mapping[str, Any]) -> str:
+    """sha256 of a lock's lines, less its own: a byte that changed since is found by it.
+
+    It is made over the values, so that line ends and spaces do not count. It keeps no one from
+    changing a lock on purpose: the repository's history does.
+    """
+    text = json.dumps({k: v for k, v in body.items() if k != "sha256"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _refuse_changed(data: Any, path: Path, remedy: str) -> None:
+    """Raise ToolchainError for a lock that is not as it was made; older ones have no seal."""
+    recorded = data.get("sha256") if isinstance(data, dict) else None
+    if recorded is not None and (found := seal(data)) != recorded:
+        raise ToolchainError(
+            f"{path} was changed since it was made",
+            why=f"the sha256 of its lines is {found}, it was locked with {recorded}",
+            remedy=f"take it again from where edgekiln came from (git checkout), or {remedy}",
+        )
 
 
 def write_lock(lock: Lock | BaseLock, path: Path) -> None:
     """Write `lock` so that one package is one line: a relock's diff then reads well."""
     body = plain(lock)
+    body["sha256"] = seal(body)
     lines = [f"  {json.dumps(key)}: {_block(value)}" for key, value in body.items()]
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8", newline="\n")
 

@@ -1,4 +1,9 @@
-"""Two bundles side by side: files, then how each was made."""
+"""Two bundles side by side: files, then how each was made.
+
+A proof runs the model on the machine at hand and says how long it took and what it needed. What
+such a stage leaves is read by no other stage and goes into no bundle; it may differ, and so may the
+figures out of it.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +90,7 @@ def compare(left: Bundle, right: Bundle, *, places: frozenset[str] = frozenset()
     return Comparison(
         files=tuple(different_files(a["files"], b["files"])),
         facts=tuple(facts),
-        stages=tuple(_stages(a["stages"], b["stages"])),
+        stages=tuple(_stages(a, b)),
         passing=tuple(passing),
     )
 
@@ -122,6 +127,11 @@ def _facts(
     for stage in a["stages"].keys() & b["stages"].keys():
         runs = ({k: m["stages"][stage].get(k) for k in _RUN} for m in (a, b))
         passing += _each(f"stages.{stage}", *runs)
+        pair = (a["stages"][stage], b["stages"][stage])
+        for file in _made(stage, *pair, _reports(a) & _reports(b), reported=True):
+            name = f"stages.{stage}.{file.name}"
+            passing += _differ(name, file.left or _NONE, file.right or _NONE)
+    passing += _each("figures", _leaves(a.get("figures", {})), _leaves(b.get("figures", {})))
     return facts, sorted(passing, key=lambda f: f.name)
 
 
@@ -136,18 +146,50 @@ def _sources(manifest: Mapping[str, Any]) -> dict[str, str]:
     return {f"{role}.source": model["source"] for role, model in models.items()}
 
 
-def _stages(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[StageDifference]:
+def _leaves(value: Any, under: str = "") -> dict[str, Any]:
+    """Every single value of a tree of mappings and lists, by its path."""
+    if isinstance(value, Mapping):
+        pairs = [(f"{under}.{key}", inner) for key, inner in value.items()]
+    elif isinstance(value, list):
+        pairs = [(f"{under}[{i}]", inner) for i, inner in enumerate(value)]
+    else:
+        return {under.removeprefix("."): value}
+    return {name: leaf for path, inner in pairs for name, leaf in _leaves(inner, path).items()}
+
+
+def _reports(manifest: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
+    """The outputs, as (stage, output), that no stage reads and of which the bundle has nothing."""
+    stages = manifest["stages"]
+    read = {
+        (i["stage"], i["output"])
+        for stage in stages.values()
+        for i in stage.get("inputs", {}).values()
+        if "stage" in i
+    }
+    bundled = {file["sha256"] for file in manifest["files"].values()}
+    return frozenset(
+        (name, output)
+        for name, stage in stages.items()
+        for output, made in stage.get("outputs", {}).items()
+        if (name, output) not in read
+        and bundled.isdisjoint(file["sha256"] for file in made["files"].values())
+    )
+
+
+def _stages(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[StageDifference]:
     """Stages that one has and the other has not, or that made other bytes, in building order.
 
     A stage whose causes differ and whose bytes do not is told too: it was made otherwise.
     """
+    a, b = left["stages"], right["stages"]
+    reports = _reports(left) & _reports(right)
     for name in dict.fromkeys([*a, *b]):
         if name not in a or name not in b:
             there, lacking = (_NONE, "made") if name not in a else ("made", _NONE)
             yield StageDifference(name=name, causes=(Fact(name=name, left=there, right=lacking),))
             continue
         causes = tuple(_causes(a[name], b[name]))
-        files = tuple(_made(a[name], b[name]))
+        files = tuple(_made(name, a[name], b[name], reports))
         if causes or files:
             yield StageDifference(name=name, causes=causes, files=files)
 
@@ -165,14 +207,27 @@ def _causes(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Fact]:
     yield from _each("inputs", *inputs)
 
 
-def _made(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[FileDifference]:
-    yield from different_files(_flat(a), _flat(b))
+def _made(
+    name: str,
+    a: Mapping[str, Any],
+    b: Mapping[str, Any],
+    reports: frozenset[tuple[str, str]],
+    *,
+    reported: bool = False,
+) -> Iterator[FileDifference]:
+    """The files that two runs of a stage made differently: those that count, or the reports."""
+    yield from different_files(
+        *(
+            {f: k for (o, f), k in _flat(s).items() if ((name, o) in reports) is reported}
+            for s in (a, b)
+        )
+    )
 
 
-def _flat(stage: Mapping[str, Any]) -> dict[str, Any]:
-    """Every file of all outputs, as OUTPUT/FILE; an output that is one file by its name."""
+def _flat(stage: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
+    """Every file of all outputs, by output and OUTPUT/FILE (just OUTPUT where it is one file)."""
     return {
-        output if file == output else f"{output}/{file}": known
+        (output, output if file == output else f"{output}/{file}"): known
         for output, made in stage.get("outputs", {}).items()
         for file, known in made["files"].items()
     }

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from edgekiln.build import Settings
 
 _FILES = 20
+_FACTS = 30
 
 
 def against(place: Path, other: Path, reporter: Reporter) -> None:
@@ -161,7 +162,8 @@ def _locate(
 
 
 def _passing(facts: Sequence[Fact]) -> str:
-    lines = [f"  {fact.text}" for fact in facts]
+    lines = [f"  {fact.text}" for fact in facts[:_FACTS]]
+    lines += [f"  … and {len(facts) - _FACTS} more (--json has all)"] if len(facts) > _FACTS else []
     return "\n".join(["these may differ between equal builds, and do:", *lines])
 
 
