@@ -15,7 +15,7 @@ from edgekiln.errors import ToolchainError
 from edgekiln.images.base import drift_of, parse_records
 from edgekiln.progress import Silent
 from edgekiln.toolchain import list_toolchains, load_toolchain
-from edgekiln.toolchain.lock import BaseLock, Deb, Lock, Wheel, digest, read_lock, write_lock
+from edgekiln.toolchain.lock import BaseLock, Deb, Lock, Wheel, digest, read_lock, seal, write_lock
 from edgekiln.toolchain.relock import _deb, _fitness, _wheel, resolve
 from edgekiln.toolchain.uvtool import PINNED
 from edgekiln.user.pipconf import PipSettings
@@ -95,6 +95,7 @@ def test_a_wheel_with_a_digit_missing_in_its_size_names_its_place(tmp_path: Path
     write_lock(wheel_lock(), tmp_path / "x.lock.json")
     data = json.loads((tmp_path / "x.lock.json").read_bytes())
     data["wheels"][3]["size"] = "large"
+    data["sha256"] = seal(data)
     (tmp_path / "x.lock.json").write_text(json.dumps(data), encoding="utf-8")
     with pytest.raises(ToolchainError, match=r"wheels\[3\].size is 'large'"):
         read_lock(Lock, tmp_path / "x.lock.json", remedy="")

@@ -19,7 +19,7 @@ from edgekiln.executors.kitlinks import kits_ready, link_kits, make_kits
 from edgekiln.kits import Kit, load_kit, making, ready
 from edgekiln.progress import Silent
 from edgekiln.toolchain import list_toolchains, load_toolchain, read_definition, variables
-from edgekiln.toolchain.lock import Definition, Lock, read_lock, write_lock
+from edgekiln.toolchain.lock import Definition, Lock, read_lock, seal, write_lock
 from edgekiln.toolchain.relock import resolve
 from edgekiln.user.pipconf import PipSettings, pip_settings
 from tests.unit.kitmaking import archive_kit, pinned, zipped
@@ -45,7 +45,7 @@ def declare(copy: Path, name: str, **keys: Any) -> None:
     body = json.loads(path.read_bytes())
     body["definition"] |= keys
     (copy / f"{name}.yaml").write_text(json.dumps(body["definition"]), encoding="utf-8")
-    path.write_text(json.dumps(body), encoding="utf-8")
+    path.write_text(json.dumps({**body, "sha256": seal(body)}), encoding="utf-8")
 
 
 @pytest.fixture

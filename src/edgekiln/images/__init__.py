@@ -294,8 +294,10 @@ def _call_build(
     command = [*engine.cli, "build", *plain, *words, str(context)]
     code = call_logged(command, log, hear, env=build_environment(engine.url))
     if code:
+        from edgekiln.toolchain.swapped import swapped
+
         error = ImageError("the image could not be built", why=reason(log), remedy=f"see {log}")
-        raise with_fault(error, log)
+        raise swapped(log) or with_fault(error, log)
 
 
 def step_of(line: str) -> tuple[int, int, str] | None:

@@ -145,9 +145,10 @@ def _run(command: list[str], env: Mapping[str, str], path: Path, progress: Progr
         settings.unlink()
     if code:
         from edgekiln.images import reason
+        from edgekiln.toolchain.swapped import swapped
 
         error = ImageError("the prefix could not be filled", why=reason(log), remedy=f"see {log}")
-        raise with_fault(error, log)
+        raise swapped(log) or with_fault(error, log)
 
 
 def _verify(toolchain: Toolchain, path: Path) -> None:

@@ -115,23 +115,23 @@ def _facts(
 ) -> tuple[list[Fact], list[Fact]]:
     facts = [*_differ("backend", a["backend"], b["backend"])]
     passing: list[Fact] = []
-    for fact in _each("options", a["options"], b["options"]):
+    for fact in different("options", a["options"], b["options"]):
         (passing if fact.name.removeprefix("options.") in places else facts).append(fact)
-    facts += _each("toolchains", a["toolchains"], b["toolchains"])
-    facts += _each("bases", a.get("bases", {}), b.get("bases", {}))
-    facts += _each("models", _digests(a), _digests(b))
-    passing += _each("models", _sources(a), _sources(b))
+    facts += different("toolchains", a["toolchains"], b["toolchains"])
+    facts += different("bases", a.get("bases", {}), b.get("bases", {}))
+    facts += different("models", _digests(a), _digests(b))
+    passing += different("models", _sources(a), _sources(b))
     for name in ("edgekiln", "recipe"):
         passing += _differ(name, a.get(name), b.get(name))
     passing += _differ("drift", a.get("drift", []), b.get("drift", []))
     for stage in a["stages"].keys() & b["stages"].keys():
         runs = ({k: m["stages"][stage].get(k) for k in _RUN} for m in (a, b))
-        passing += _each(f"stages.{stage}", *runs)
+        passing += different(f"stages.{stage}", *runs)
         pair = (a["stages"][stage], b["stages"][stage])
         for file in _made(stage, *pair, _reports(a) & _reports(b), reported=True):
             name = f"stages.{stage}.{file.name}"
             passing += _differ(name, file.left or _NONE, file.right or _NONE)
-    passing += _each("figures", _leaves(a.get("figures", {})), _leaves(b.get("figures", {})))
+    passing += different("figures", _leaves(a.get("figures", {})), _leaves(b.get("figures", {})))
     return facts, sorted(passing, key=lambda f: f.name)
 
 
@@ -201,10 +201,10 @@ def _causes(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Fact]:
         yield from _differ("key", a["key"], b["key"])
         return
     yield from _differ("program", a["program"], b["program"])
-    yield from _each("programs", a["programs"], b["programs"])
+    yield from different("programs", a["programs"], b["programs"])
     yield from _differ("parameters", a["parameters"], b["parameters"])
     inputs = ({n: i["digest"] for n, i in stage["inputs"].items()} for stage in (a, b))
-    yield from _each("inputs", *inputs)
+    yield from different("inputs", *inputs)
 
 
 def _made(
@@ -233,7 +233,8 @@ def _flat(stage: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
     }
 
 
-def _each(under: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Fact]:
+def different(under: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Fact]:
+    """The keys of two mappings that have not the same value, as UNDER.KEY."""
     for name in sorted(a.keys() | b.keys()):
         yield from _differ(f"{under}.{name}", a.get(name), b.get(name))
 

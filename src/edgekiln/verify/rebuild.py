@@ -21,7 +21,7 @@ from edgekiln.pipeline import FromPath
 from edgekiln.recipe import Recipe
 from edgekiln.report import Reporter
 from edgekiln.store import Store
-from edgekiln.verify.compare import Fact
+from edgekiln.verify.compare import Fact, different
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,16 +43,14 @@ def drifted(manifest: Mapping[str, Any]) -> list[Fact]:
         here = _toolchain(name, manifest.get("base") or None)
         if here is not None and here != recorded:
             facts.append(Fact(name=f"toolchain {name}", left=recorded, right=here))
-    seen = {}
+    seen: dict[str, Fact] = {}
     for stage in manifest["stages"].values():
         if "programs" in stage:
             now = _programs(stage["program"])
-            for name in stage["programs"].keys() | now.keys():
-                seen[name] = (stage["programs"].get(name, "none"), now.get(name, "none"))
-    for name, (recorded, here) in sorted(seen.items()):
-        if recorded != here:
-            facts.append(Fact(name=f"scripts/{name}", left=recorded, right=here))
-    return facts
+            for fact in different("scripts", stage["programs"], now):
+                name = fact.name.replace(".", "/", 1)
+                seen[name] = replace(fact, name=name)
+    return [*facts, *(seen[name] for name in sorted(seen))]
 
 
 def _toolchain(name: str, base: str | None) -> str | None:
