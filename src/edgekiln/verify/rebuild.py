@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgekiln.build import Job, Pinned, Settings, build_job, open_store, prepare
+from edgekiln.build import Job, Pinned, Settings, build_job, prepare
 from edgekiln.bundle import MANIFEST, Bundle
 from edgekiln.digest import FileIndex, digest_json
 from edgekiln.errors import AccessError, DigestError, ModelError, ToolchainError
@@ -103,10 +103,10 @@ def rebuilt(
         _sweep(root, scratch)
         inner = replace(settings, out=scratch / "bundle", base=manifest.get("base") or None)
         job = prepare(_recipe(bundle), inner, reporter, pinned=_pinned(manifest, model))
-        with open_store() as own:
-            _refuse_other_inputs(bundle, job, own.index)
         store = Store(scratch / "store")
         try:
+            # A fresh index: every byte is read, whatever the files' times say.
+            _refuse_other_inputs(bundle, job, store.index)
             made = build_job(job, inner, _WithoutResults(reporter), store)
             yield Rebuilt(bundle=made, store=store)
         finally:
