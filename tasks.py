@@ -515,8 +515,8 @@ def bundle_lint(c: Context, folder: str, model: str = "") -> None:
 def verify_bundle(
     c: Context,
     folder: str,
-    against: str = "",
-    model: str = "",
+    against: str | None = None,
+    model: str | None = None,
     anyway: bool = False,
     executor: str = "auto",
     memory_limit: str | None = None,
@@ -542,10 +542,11 @@ def verify_bundle(
     from edgekiln.verify import told
 
     with cli.reporting(quiet=quiet, as_json=json, debug=debug) as reporter:
-        told.refuse_both(against, model, anyway)
+        other, where = cli.given("against", against), cli.given("model", model)
+        told.refuse_both(other, where, anyway)
         place = Path(folder).expanduser()
-        if against:
-            told.against(place, Path(against).expanduser(), reporter)
+        if other:
+            told.against(place, Path(other).expanduser(), reporter)
             return
         cli.offline(vendor_dir, accept_licence)
         memory = cli.given("memory-limit", memory_limit)
@@ -555,7 +556,7 @@ def verify_bundle(
             force=force,
             trust_pickle=trust_pickle,
         )
-        told.again(place, how, reporter, model=model, anyway=anyway)
+        told.again(place, how, reporter, model=where, anyway=anyway)
 
 
 @task(

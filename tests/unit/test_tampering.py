@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from edgekiln.models.seal import refuse_changed, sealed
 from edgekiln.progress import Silent
 from edgekiln.toolchain import list_bases, list_toolchains, load_base, load_toolchain
 from edgekiln.toolchain.lock import Lock, Wheel, read_lock, seal, write_lock
+from edgekiln.toolchain.swapped import swapped
 from edgekiln.user.pipconf import pip_settings
 from tests.unit.servers import COMMIT, Handler, Site, serving
 from tests.unit.test_lock import put_wheel, uv  # noqa: F401 - a fixture
@@ -91,6 +93,13 @@ def test_a_lock_of_before_there_were_seals_is_read(copy: Path) -> None:  # noqa:
     del body["sha256"]
     path.write_text(json.dumps(body))
     assert load_toolchain("mnn").digest == before
+
+
+@pytest.fixture(autouse=True)
+def pips_settings_again() -> Iterator[None]:
+    """What a test tells pip is forgotten with it."""
+    yield
+    pip_settings.cache_clear()
 
 
 @pytest.fixture
@@ -173,6 +182,21 @@ def test_a_swapped_wheel_of_an_index_is_refused(
             prefix.build_prefix(load_toolchain("mnn"), Silent())
         assert found in caught.value.why and innocent.sha256 in caught.value.why
         assert f"it came from {site.url}/simple" in caught.value.why
+
+
+def test_a_builders_log_is_read_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_index(monkeypatch, PIP_INDEX_URL="https://user:secret@mirror.example/simple")
+    said = ["cause: Hash mismatch for `idna==3.20`", "", "Expected:", f"sha256:{'a' * 64}", ""]
+    said += ["Computed:", f"sha256:{'b' * 64}", "provision: uv ended with 1"]
+    log = tmp_path / "build.log"
+    log.write_text("\n".join(f"#12 3.4{i}   {line}" for i, line in enumerate(said)))
+    error = swapped(log)
+    assert error is not None
+    assert "idna 3.20" in error.what
+    assert "a" * 64 in error.why and "b" * 64 in error.why
+    assert "https://mirror.example/simple" in error.why and "secret" not in error.why
+    log.write_text("#12 error: No space left on device")
+    assert swapped(log) is None
 
 
 def test_a_fetched_model_with_one_bit_flipped_is_refused(hub: Site, tmp_path: Path) -> None:  # noqa: F811

@@ -11,7 +11,7 @@ import pytest
 from edgekiln import toolchain
 from edgekiln.errors import ToolchainError
 from edgekiln.toolchain import list_bases, list_toolchains, load_toolchain, read_definition, schemas
-from edgekiln.toolchain.lock import BaseDefinition, Definition
+from edgekiln.toolchain.lock import BaseDefinition, Definition, seal
 from edgekiln.toolchain.records import plain, read
 
 
@@ -109,16 +109,24 @@ def test_line_ends_of_a_windows_checkout_change_nothing(copy: Path) -> None:
     assert load_toolchain("mnn").digest == before
 
 
+def seal_again(path: Path) -> None:
+    """Give a lock the digest of its lines, as though it had been made that way."""
+    body = json.loads(path.read_bytes())
+    path.write_text(json.dumps({**body, "sha256": seal(body)}), encoding="utf-8")
+
+
 def test_one_changed_digest_in_the_lock_is_another_toolchain(copy: Path) -> None:
     before = load_toolchain("mnn")
     wheel = before.lock.wheels[0]
     change(copy / "mnn.lock.json", wheel.sha256, "0" * 64)
+    seal_again(copy / "mnn.lock.json")
     assert load_toolchain("mnn").digest != before.digest
 
 
 def test_a_base_that_was_locked_again_asks_for_a_new_lock(copy: Path) -> None:
     lock = json.loads((copy / "bases" / "debian-12.lock.json").read_bytes())
     change(copy / "bases" / "debian-12.lock.json", lock["debs"][0]["sha256"], "0" * 64)
+    seal_again(copy / "bases" / "debian-12.lock.json")
     with pytest.raises(ToolchainError) as caught:
         load_toolchain("mnn")
     assert "debian-12" in caught.value.why
