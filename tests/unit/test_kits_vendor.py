@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -185,6 +186,29 @@ def test_a_dry_run_shows_every_digest_size_and_address() -> None:
         assert f"{deb.name} {deb.version}" in text and deb.sha256 in text
     assert chain.base.lock and chain.base.lock.image_digest in text
     assert "to fetch" in text.splitlines()[-1]
+
+
+def test_a_dry_run_fits_a_terminal_and_says_where_things_are(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain = load_toolchain("mnn")
+    wheel = chain.lock.wheels[0]
+    (tmp_path / "v").mkdir()
+    rows = [replace(row, where="") for row in shown.needed(chain, None)]
+    long = [line for line in shown.text(chain, rows).splitlines() if len(line) > 130]
+    assert long == []
+    here = [
+        replace(row, where=str(tmp_path / "v" / ".." / "v" / wheel.file))
+        if row.name == wheel.file
+        else replace(row, where="in the image")
+        for row in rows
+    ]
+    lines = [line.strip() for line in shown.text(chain, here).splitlines()]
+    at = next(n for n, line in enumerate(lines) if line.endswith(wheel.file))
+    assert lines[at].startswith("here ")
+    assert f"in {tmp_path / 'v'}" in lines[at + 1 : at + 5]
+    assert sum(line.startswith("in the image  ") for line in lines) == len(rows) - 1
+    assert lines[-1].startswith("0 of ")
 
 
 def test_a_dry_run_shows_kits_and_the_licences_they_want(

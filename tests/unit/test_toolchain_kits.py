@@ -278,9 +278,23 @@ def test_every_missing_file_is_named_with_the_way_out(
     )
     with pytest.raises(FetchError) as caught:
         make_kits([with_kits(gone, tool), with_kits(lost)], Silent())
-    assert "missing: gone.zip, lost.zip" in caught.value.what
+    assert "missing: gone (gone.zip); lost (lost.zip)" in caught.value.what
+    assert caught.value.why.startswith("http://127.0.0.1:9/gone.zip could not be fetched: ")
+    assert "lost.zip" not in caught.value.why  # it has been named
     assert "kiln toolchains fetch demo --to DIR" in caught.value.remedy
     assert "--vendor-dir DIR" in caught.value.remedy
+
+
+def test_a_single_missing_file_is_named_once_beside_its_address(
+    tool: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(making, "RETRIES", ())
+    place = "https://no-such-host.invalid/gone.zip"
+    gone = archive_kit(pinned("gone.zip", b"never", place), name="gone", family="gone")
+    with pytest.raises(FetchError) as caught:
+        make_kits([with_kits(gone)], Silent())
+    assert caught.value.what.endswith("missing: gone (gone.zip)")
+    assert caught.value.why.startswith(f"{place} could not be fetched: its server's name cannot")
 
 
 def test_doctor_tells_what_is_to_come_and_what_it_wants(tool: Kit) -> None:

@@ -58,20 +58,35 @@ def _kits(toolchains: list[Toolchain]) -> list[Kit]:
 @contextmanager
 def _all_told(toolchains: list[Toolchain]) -> Iterator[None]:
     """Turn the first file that cannot be had into all of them."""
-    from edgekiln.kits import missing
-
     try:
         yield
     except FetchError as error:
         named = [toolchain.asked for toolchain in toolchains if toolchain.kits]
-        files = ", ".join(part.file for part in missing(_kits(toolchains)))
         fetching = " and ".join(f"`kiln toolchains fetch {name} --to DIR`" for name in named)
         raise FetchError(
-            f"what {', '.join(named)} needs could not be fetched; missing: {files}",
-            why=f"{error.what}: {error.why}" if error.why else error.what,
+            f"kits of {' and '.join(named)} could not be fetched; missing: {_absent(toolchains)}",
+            why=_first(error),
             remedy=f"check the network; or run {fetching} where there is one, bring DIR here and "
             "say --vendor-dir DIR",
         ) from error
+
+
+def _absent(toolchains: list[Toolchain]) -> str:
+    """Every file that is missing, by kit."""
+    from edgekiln.kits import missing
+
+    files: dict[str, list[str]] = {}
+    for part in missing(_kits(toolchains)):
+        files.setdefault(part.kit, []).append(part.file)
+    return "; ".join(f"{kit} ({', '.join(names)})" for kit, names in files.items())
+
+
+def _first(error: FetchError) -> str:
+    """Why the first of them could not be had; the others have been named."""
+    if " could not be fetched" in error.why:
+        return error.why
+    what = error.what.partition("; also missing: ")[0]
+    return f"{what}: {error.why}" if error.why else what
 
 
 def link_kits(toolchain: Toolchain, prefix: Path) -> Path:
