@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import elfparts
-
 from stagekit import BadInput, Stage, main
 
 PAGE = 16384
