@@ -27,6 +27,7 @@ import mlclog
 import mlctool
 import objfile
 
+import toolcall
 from stagekit import BadInput, Stage, main
 
 _RUST_TARGET = "aarch64-linux-android"
@@ -280,13 +281,13 @@ def _package(stage: Stage, work: Path, source: Path, config: Path) -> Path:
     words = ["package", "--package-config", config.name, "--output", "dist"]
     try:
         mlctool.run(stage, words, more=more, cwd=work, told=None)
-    except mlctool.ToolError as error:
+    except toolcall.ToolError as error:
         _explain(error)
         raise
     return work / "dist"
 
 
-def _explain(error: mlctool.ToolError) -> None:
+def _explain(error: toolcall.ToolError) -> None:
     """Exit code 255, in words. Others pass: their own words are in the log."""
     refused = mlclog.refused(error.lines)
     if error.code != _VALIDATION_FAILED or refused is None:

@@ -17,9 +17,9 @@ from tests.unit import mlc_standin
 sys.path[:0] = [str(SCRIPTS), str(SCRIPTS / "mlc")]
 
 import mlcpackage  # noqa: E402
-import mlctool  # noqa: E402
 import targets  # noqa: E402
 
+import toolcall  # noqa: E402
 from stagekit import BadInput  # noqa: E402
 
 
@@ -163,8 +163,8 @@ def test_exit_code_255_is_explained(bench: Bench) -> None:
         "STANDIN": str(bench.place),
     }
     command = [sys.executable, str(SCRIPTS / "mlc" / "mlcrun.py"), "package"]
-    with pytest.raises(mlctool.ToolError) as caught:
-        mlctool.call("mlc_llm package", command, env)
+    with pytest.raises(toolcall.ToolError) as caught:
+        toolcall.call("mlc_llm package", command, env)
     assert caught.value.code == 255
     with pytest.raises(BadInput) as explained:
         mlcpackage._explain(caught.value)
@@ -174,8 +174,8 @@ def test_exit_code_255_is_explained(bench: Bench) -> None:
 
 def test_a_crash_is_told_by_its_signal() -> None:
     kill = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
-    with pytest.raises(mlctool.ToolError, match=r"crashed \(SIGSEGV\)"):
-        mlctool.call("it", [sys.executable, "-c", kill], os.environ)
+    with pytest.raises(toolcall.ToolError, match=r"crashed \(SIGSEGV\)"):
+        toolcall.call("it", [sys.executable, "-c", kill], os.environ)
 
 
 def _model(place: Path, name: str, **more: Any) -> mlcpackage.Model:
