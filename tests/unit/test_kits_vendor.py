@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 
 from edgekiln import kits
-from edgekiln.errors import DigestError, FetchError, ImageError, LicenceError, UsageError
+from edgekiln.errors import (
+    AccessError,
+    DigestError,
+    DiskError,
+    FetchError,
+    ImageError,
+    LicenceError,
+    UsageError,
+)
 from edgekiln.images.context import indexes
 from edgekiln.kits import firstuse, making, shown, vendor
 from edgekiln.kits.definition import Archive
@@ -162,6 +170,33 @@ def test_a_licence_is_wanted_here_too(site: Site, tmp_path: Path) -> None:
     assert site.asked == [] and not (tmp_path / "v").exists()
 
 
+def test_a_folder_that_cannot_be_filled_is_named(site: Site, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(UsageError, match="file is a file"):
+        vendor.fill(toolchain(), file, Silent())
+    with pytest.raises(AccessError, match=f"cannot write {file}/below"):
+        vendor.fill(toolchain(), file / "below", Silent())
+    assert file.read_text() == "mine" and site.asked == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_told_of_the_folder_that_is_filled(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: Path, target: Path) -> None:
+        with Path("/dev/full").open("wb") as file:  # what a copy meets; its words name the source
+            file.write(source.read_bytes())
+
+    monkeypatch.setattr(vendor, "put", full)
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "links"))
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / PURE[0].file).write_bytes(PURE[1])
+    pip_settings.cache_clear()
+    with pytest.raises(DiskError, match=f"the disk is full at {tmp_path / 'v'}"):
+        vendor.fill(toolchain(), tmp_path / "v", Silent())
+
+
 def test_a_failed_installation_names_what_the_folder_lacks(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,6 +279,10 @@ def test_the_commands_take_the_folder_and_the_licences(
     assert kits.licences.accepted("android-sdk-preview")
     with pytest.raises(UsageError, match="is no folder"):
         cli.offline(str(tmp_path / "none"), None)
+    monkeypatch.setenv("EDGEKILN_VENDOR", __file__)
+    with pytest.raises(UsageError, match=r"^EDGEKILN_VENDOR .* is no folder"):
+        cli.offline(None, None)
+    monkeypatch.setenv("EDGEKILN_VENDOR", "")
     with pytest.raises(UsageError, match="no licence mit"):
         cli.offline(None, "mit")
 

@@ -22,7 +22,7 @@ from edgekiln.toolchain import list_toolchains, load_toolchain, read_definition,
 from edgekiln.toolchain.lock import Definition, Lock, read_lock, write_lock
 from edgekiln.toolchain.relock import resolve
 from edgekiln.user.pipconf import PipSettings, pip_settings
-from tests.unit.kitmaking import archive_kit, pinned, zipped
+from tests.unit.kitmaking import archive_kit, pinned, source_kit, zipped
 from tests.unit.servers import Site, serving
 from tests.unit.test_lock import put_wheel, uv  # noqa: F401 - a fixture
 
@@ -283,6 +283,23 @@ def test_every_missing_file_is_named_with_the_way_out(
     assert "lost.zip" not in caught.value.why  # it has been named
     assert "kiln toolchains fetch demo --to DIR" in caught.value.remedy
     assert "--vendor-dir DIR" in caught.value.remedy
+
+
+def test_a_repository_that_cannot_be_had_leaves_the_names_of_others_to_the_first_line(
+    tool: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgekiln.kits.definition import Source
+
+    monkeypatch.setattr(making, "RETRIES", ())
+    gone = archive_kit(
+        pinned("gone.zip", b"never", "http://127.0.0.1:9/gone.zip"), name="gone", family="gone"
+    )
+    source = Source(repository=f"file://{tmp_path}/none", commit="1" * 40)
+    tree = source_kit(source)
+    with pytest.raises(FetchError) as caught:
+        make_kits([with_kits(tree, gone)], Silent())
+    assert "missing: code (none.git); gone (gone.zip)" in caught.value.what
+    assert caught.value.why.startswith(f"file://{tmp_path}/none did not give commit")
 
 
 def test_a_single_missing_file_is_named_once_beside_its_address(

@@ -82,6 +82,9 @@ def package_config(models: Sequence[Packed], *, bundle_weights: bool) -> dict[st
     return {"device": "android", "model_list": entries, _PATHS: paths}
 
 
+_GIVE = f"give an {CONFIG}, or the folder it is in"
+
+
 def check_file(file: Path) -> list[Problem]:
     """Everything wrong with a configuration and the libraries it names, errors first.
 
@@ -92,10 +95,10 @@ def check_file(file: Path) -> list[Problem]:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        remedy = f"give a {CONFIG}, or the folder it is in"
-        raise ArtifactError(f"{file} cannot be read", why=why, remedy=remedy) from error
+        what = "cannot be read" if isinstance(error, OSError) else "is no JSON"
+        raise ArtifactError(f"{file} {what}", why=why, remedy=_GIVE) from error
     if not isinstance(config, dict):
-        raise ArtifactError(f"{file} is no {CONFIG}", why="it holds no JSON object")
+        raise ArtifactError(f"{file} is no {CONFIG}", why="it holds no JSON object", remedy=_GIVE)
     return check(config, file.absolute().parent)
 
 
