@@ -237,8 +237,7 @@ def toolchains_fetch(name: str, *, to: Path, image: bool) -> None:
     from edgekiln.toolchain import load_toolchain
 
     toolchain = load_toolchain(name)
-    for kit in toolchain.kits:
-        licences.settle([kit.licence], whose=kit.name)
+    licences.settle_for(toolchain.kits)
     folder = to.expanduser().absolute()
     with _task(f"fetch {name}") as task:
         filled = vendor.fill(toolchain, folder, task)

@@ -303,6 +303,16 @@ class TestLicences:
             assert caught.value.why == "you did not accept it"
         assert licences.accepted("android-sdk") is yes
 
+    def test_one_question_is_about_all_that_the_licence_covers(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        covered = [kits.load_kit(name) for name in ("ndk-r27c", "gradle-8.5", "android-sdk")]
+        self.terminal(monkeypatch, "n\ny\n")
+        with pytest.raises(LicenceError, match=r"for ndk-r27c, android-sdk$"):
+            licences.settle_for(covered)
+        assert sys.stdin.read() == "y\n", "asked once only"
+        licences.settle_for(covered[1:2])
+
     def test_one_licence_is_not_another(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("EDGEKILN_ACCEPT_LICENCES", "android-sdk")
         with pytest.raises(LicenceError, match="Preview"):

@@ -231,6 +231,7 @@ def test_the_way_out_is_told_before_anything_runs(tmp_path: Path, own_home: Path
         build(recipe, Settings(out=tmp_path / "out"), Heard())
     assert "--accept-licence android-sdk" in caught.value.remedy
     assert "--no-package" in caught.value.remedy
+    assert "--mlc-source" not in caught.value.remedy, "it is no way around the licence"
     assert not (tmp_path / "out").exists()
     assert not (own_home / "logs").exists(), "no stage has started"
 

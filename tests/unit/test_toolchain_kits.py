@@ -319,6 +319,10 @@ def test_doctor_tells_what_is_to_come_and_what_it_wants(tool: Kit) -> None:
     lines = {check.name: check.found for check in doctor.tell_kits([ndk, tool])}
     assert "android-ndk-r27c-linux.zip (664.0 MB)" in lines["kit ndk-r27c"]
     assert "wants --accept-licence android-sdk" in lines["kit ndk-r27c"]
+    told = {c.name: c.found for c in doctor.tell_kits(map(load_kit, ("android-sdk", "rust")))}
+    assert "to be fetched: 5 files (259.7 MB); wants" in told["kit android-sdk"]
+    assert "to be fetched: 4 files (size unknown)" in told["kit rust"]
+    assert max(map(len, (*lines.values(), *told.values()))) < 100
     ((_, size, what),) = doctor.room_for_kits([ndk, ndk])
     assert what == "kits" and size == ndk.download + ndk.room
     ready(tool, Silent())
