@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekiln import units
-from edgekiln.errors import EngineError, KilnError, ToolchainError, UsageError
+from edgekiln.errors import AccessError, EngineError, KilnError, ToolchainError, UsageError
 from edgekiln.home import home, project
 from edgekiln.report import Reporter, Task, make_reporter, table
 
@@ -478,13 +478,30 @@ def device_install(
     reporter.result("installed", value, text)
 
 
+def _refuse_no_log(log: Path) -> None:
+    """Raise UsageError for what is no text, in which nothing would be found and all seem well."""
+    remedy = "give a file; builds name theirs"
+    if log.is_dir():
+        raise UsageError(f"{log} is a folder", remedy=remedy)
+    if not log.is_file():
+        raise UsageError(f"there is no log {log}", remedy=remedy)
+    try:
+        with log.open("rb") as file:
+            begins = file.read(4096)
+    except OSError as error:
+        raise AccessError(f"cannot read {log}", why=error.strerror or str(error)) from error
+    if not begins:
+        raise UsageError(f"{log} is empty", remedy="give the log of what went wrong")
+    if b"\0" in begins and begins[:2] not in (b"\xff\xfe", b"\xfe\xff"):
+        raise UsageError(f"{log} is no text", remedy="give a log as text, unpacked")
+
+
 def explain(reporter: Reporter, log: Path) -> None:
     """Say which known faults a log tells of."""
     from edgekiln.faults import explain_all
 
     log = log.expanduser()
-    if not log.is_file():
-        raise UsageError(f"there is no log {log}", remedy="give a file; builds name theirs")
+    _refuse_no_log(log)
     found = explain_all(log)
     lines = []
     for each in found:
