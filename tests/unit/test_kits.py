@@ -131,17 +131,6 @@ def test_no_network_names_every_missing_file_and_what_to_do(tmp_path: Path) -> N
     assert in_kits() == []
 
 
-def test_settling_without_a_network_names_all_that_is_missing() -> None:
-    gone = "http://127.0.0.1:9"
-    first = Archive(file="first.whl", places=(f"{gone}/first.whl",), trust="first-use")
-    every = [
-        archive_kit(first, name="one"),
-        archive_kit(pinned("ndk.zip", BODY, f"{gone}/ndk.zip"), name="two"),
-    ]
-    with pytest.raises(FetchError, match=r"first.whl .*; also missing: ndk.zip"):
-        kits.settle(every, Silent())
-
-
 class TestVendorFolder:
     """A folder is looked into first, and nothing in it is believed."""
 

@@ -15,8 +15,9 @@ from edgekiln import doctor, images, toolchain
 from edgekiln.errors import FetchError, ImageError, KilnError, ToolchainError
 from edgekiln.executors import docker
 from edgekiln.executors.base import StageRun, environment
-from edgekiln.executors.kitlinks import kits_ready, link_kits, make_kits
+from edgekiln.executors.kitlinks import kits_ready, link_kits, make_kits, settle_kits
 from edgekiln.kits import Kit, load_kit, making, ready
+from edgekiln.kits.definition import Archive, Source
 from edgekiln.progress import Silent
 from edgekiln.toolchain import list_toolchains, load_toolchain, read_definition, variables
 from edgekiln.toolchain.lock import Definition, Lock, read_lock, write_lock
@@ -285,11 +286,23 @@ def test_every_missing_file_is_named_with_the_way_out(
     assert "--vendor-dir DIR" in caught.value.remedy
 
 
+def test_a_first_use_that_cannot_be_had_names_the_other_missing_files(
+    tool: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(making, "RETRIES", ())
+    place = "http://127.0.0.1:9"
+    first = Archive(file="first.whl", places=(f"{place}/first.whl",), trust="first-use")
+    open_one = archive_kit(first, name="open", family="open")
+    gone = archive_kit(pinned("gone.zip", b"never", f"{place}/gone.zip"), name="gone")
+    with pytest.raises(FetchError) as caught:
+        settle_kits([with_kits(open_one, gone)], Silent())
+    assert "missing: open (first.whl); gone (gone.zip)" in caught.value.what
+    assert caught.value.why.startswith(f"{place}/first.whl could not be fetched: ")
+
+
 def test_a_repository_that_cannot_be_had_leaves_the_names_of_others_to_the_first_line(
     tool: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgekiln.kits.definition import Source
-
     monkeypatch.setattr(making, "RETRIES", ())
     gone = archive_kit(
         pinned("gone.zip", b"never", "http://127.0.0.1:9/gone.zip"), name="gone", family="gone"

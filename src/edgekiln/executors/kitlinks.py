@@ -7,17 +7,13 @@ what they make.
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekiln.errors import FetchError
-
-# What `kits` says of more than one; its `why` tells of the first.
-_SEVERAL = re.compile(r"\d+ files could not be fetched: ")
+from edgekiln.errors import FetchError, KilnError
 
 if TYPE_CHECKING:
     from edgekiln.kits import Kit
@@ -86,11 +82,8 @@ def _absent(toolchains: list[Toolchain]) -> str:
 
 
 def _first(error: FetchError) -> str:
-    """Why the first of them could not be had; the others have been named."""
-    if " could not be fetched" in error.why or _SEVERAL.match(error.what):
-        return error.why
-    what = error.what.partition("; also missing: ")[0]
-    return f"{what}: {error.why}" if error.why else what
+    """Why the first of them could not be had; an error made of others says so in its `why`."""
+    return error.why if isinstance(error.__cause__, KilnError) else f"{error.what}: {error.why}"
 
 
 def link_kits(toolchain: Toolchain, prefix: Path) -> Path:
