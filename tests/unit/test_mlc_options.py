@@ -12,8 +12,9 @@ import pytest
 from edgekiln.backends import load_backend
 from edgekiln.backends.mlc import BACKEND
 from edgekiln.backends.mlc_checks import check_model, check_options, model_id, prefixes, sizes_of
-from edgekiln.backends.mlc_options import NDKS, SIZES, MlcOptions
+from edgekiln.backends.mlc_options import SIZES, MlcOptions
 from edgekiln.backends.mlc_targets import TARGETS
+from edgekiln.backends.ndks import NDKS
 from edgekiln.errors import ModelError, ToolchainError, UsageError
 from edgekiln.home import project
 from edgekiln.options import parse, specs

@@ -22,6 +22,7 @@ from edgekiln.backends import mlc_sizes as sizes
 from edgekiln.backends.base import Contents, Finding, Outputs
 from edgekiln.backends.mlc_options import MlcOptions
 from edgekiln.backends.mlc_package import CONFIG, Packed, package_config
+from edgekiln.backends.ndks import with_ndk
 from edgekiln.errors import QualityError
 from edgekiln.home import project
 from edgekiln.options import Value
@@ -320,8 +321,7 @@ class _Build:
 
     @property
     def _android(self) -> str:
-        ndk = self.options.ndk
-        return "mlc-android" if ndk == "r27c" else f"mlc-android@ndk-{ndk}"
+        return with_ndk("mlc-android", self.options.ndk)
 
     def _package(self) -> Stage:
         inputs: dict[str, Input] = dict(self._checkout)
@@ -412,13 +412,8 @@ def _mlc4j(package: Path) -> dict[str, Path]:
     return {**found, "mlc-app-config.json": package / "mlc-app-config.json"}
 
 
-def _json(file: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
-
-
 def _proved(outputs: Outputs) -> Iterator[Finding]:
-    proof = _json(outputs("prove", "prove") / "prove.json")
+    proof = outputs.json("prove", "prove", "prove.json")
     first = proof["answers"][0]
     yield Finding(name="answer", value=first, text=f"{first['prompt']}\n  {first['answer']}")
     cosine, least = proof["cosine_mean"], proof["cosine_min"]
@@ -448,13 +443,13 @@ def _chat(prompts: list[Mapping[str, Any]]) -> str:
 
 
 def _converted(outputs: Outputs) -> Iterator[Finding]:
-    weights = _json(outputs("weights", "weights-report") / "weights.json")
+    weights = outputs.json("weights", "weights-report", "weights.json")
     text = (
         f"weights: {weights['parameters']:,} parameters, {weights['bits_per_parameter']:.3f} bits "
         f"each, {units.size(weights['bytes'])}"
     )
     yield Finding(name="weights", value=weights, text=text)
-    chat = _json(outputs("config", "config-report") / "config.json")
+    chat = outputs.json("config", "config-report", "config.json")
     how = "guessed" if chat["guessed"] else "asked for"
     text = f"conversation template: {chat['conv_template']}, {how} ({chat['why']})"
     shown = {k: v for k, v in chat.items() if k not in ("templates", "quantizations")}
@@ -462,11 +457,11 @@ def _converted(outputs: Outputs) -> Iterator[Finding]:
 
 
 def _compiled(options: MlcOptions, outputs: Outputs) -> Iterator[Finding]:
-    library = _json(outputs("library", "library-report") / "library.json")
+    library = outputs.json("library", "library-report", "library.json")
     named = f", model_lib {library['model_lib']}" if library["system_lib_prefix"] else ""
     text = f"library: {library['file']}, {units.size(library['bytes'])}{named}"
     yield Finding(name="library", value=library, text=text)
-    config = _json(outputs("config", "config") / "mlc-chat-config.json")
+    config = outputs.json("config", "config", "mlc-chat-config.json")
     yield _memory(options, library["memory"], config)
 
 
@@ -530,18 +525,18 @@ def _judge_memory(value: Mapping[str, Any]) -> None:
 
 
 def _looked(outputs: Outputs) -> Finding:
-    found = _json(outputs("objects", "objects") / "objects.json")
+    found = outputs.json("objects", "objects", "objects.json")
     text = f"in the library: objects for {found['machine']}, {found['kernels']} kernels"
     return Finding(name="objects", value=found, text=text)
 
 
 def _packaged(outputs: Outputs) -> Finding:
-    found = _json(outputs("package", "package-report") / "package.json")
+    found = outputs.json("package", "package-report", "package.json")
     text = f"package: mlc4j with {len(found['libraries'])} models, pages of {found['page_size']}"
     return Finding(name="package", value=found, text=text)
 
 
 def _app(outputs: Outputs) -> Finding:
-    found = _json(outputs("apk", "apk-report") / "apk.json")
+    found = outputs.json("apk", "apk-report", "apk.json")
     text = f"app: MLCChat.apk, {units.size(found['bytes'])}, signed by {found['signed_by']}"
     return Finding(name="apk", value=found, text=text)

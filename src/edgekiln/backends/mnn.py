@@ -18,7 +18,6 @@ same of the draft into draft/.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,7 +96,7 @@ class Mnn:
         from edgekiln.backends import mnn_device
         from edgekiln.backends.mnn_checks import as_built
 
-        proof = _json(outputs("prove", "prove") / "prove.json")
+        proof = outputs.json("prove", "prove", "prove.json")
         sparse = options.sparsity != "none"
         found = list(_findings(proof, "the sparse float model" if sparse else "the float model"))
         if sparse:
@@ -292,8 +291,8 @@ def _files(root: str, export: Path, config: Path) -> dict[str, Path]:
 
 def _pruned(proof: Mapping[str, Any], outputs: Outputs) -> Finding:
     """What pruning cost, apart from what quantising did."""
-    dense = _json(outputs("reference", "reference") / "reference.json")["perplexity"]
-    told = _json(outputs("prune", "pruned") / "pruned.json")
+    dense = outputs.json("reference", "reference", "reference.json")["perplexity"]
+    told = outputs.json("prune", "pruned", "pruned.json")
     sparse, quantised = proof["perplexity_float"], proof["perplexity_quantised"]
     value = {
         **{k: told[k] for k in ("pattern", "method", "weights", "share_of_zeros", "lost_most")},
@@ -322,11 +321,6 @@ def _judge_sparsity(options: MnnOptions, value: Mapping[str, Any]) -> None:
             remedy=f"{other}give calib_data that is closer to what the model will read, build "
             "without --sparsity, or raise max_sparsity_ratio",
         )
-
-
-def _json(file: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
 
 
 def _findings(proof: Mapping[str, Any], against: str) -> Iterator[Finding]:
