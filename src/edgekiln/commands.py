@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edgekiln.device.payload import Payload
     from edgekiln.device.run import Asked
     from edgekiln.engine import Engine
+    from edgekiln.genie import Problem
     from edgekiln.kits import Kit
     from edgekiln.toolchain import Toolchain
 
@@ -334,34 +335,32 @@ def store_gc(*, days: int, everything: bool, dry_run: bool) -> None:
 
 def bundle_lint(folder: str, *, model: str) -> None:
     """Print what is wrong with a Genie bundle. Raises BundleError where there are errors."""
-    from edgekiln.errors import BundleError
     from edgekiln.genie import lint
 
     place = Path(folder).expanduser()
     problems = lint(place, Path(model).expanduser() if model else None)
-    print("\n".join(p.text for p in problems) or f"{place}: nothing found")
-    errors = sum(p.level == "error" for p in problems)
-    if errors:
-        raise BundleError(
-            f"{place}: {errors} {'errors' if errors > 1 else 'error'}",
-            why="Genie or the phone would refuse the bundle, or answer wrongly",
-            remedy="each line above says what to do",
-        )
+    why = "Genie or the phone would refuse the bundle, or answer wrongly"
+    _tell_problems(place, problems, "nothing found", why)
 
 
 def package_check(file: str) -> None:
     """Print what is wrong with a package's configuration. Raises BundleError for errors."""
     from edgekiln.backends.mlc_package import check_file
-    from edgekiln.errors import BundleError
 
     place = Path(file).expanduser()
-    problems = check_file(place)
-    print("\n".join(p.text for p in problems) or f"{place}: every model has its library")
-    errors = sum(p.level == "error" for p in problems)
-    if errors:
+    why = "mlc_llm package would end with them, after minutes; or the app, when it runs"
+    _tell_problems(place, check_file(place), "every model has its library", why)
+
+
+def _tell_problems(place: Path, problems: list[Problem], none: str, why: str) -> None:
+    """Print problems, or that there are none. Raises BundleError where one is an error."""
+    from edgekiln.errors import BundleError
+
+    print("\n".join(p.text for p in problems) or f"{place}: {none}")
+    if errors := sum(p.level == "error" for p in problems):
         raise BundleError(
             f"{place}: {errors} {'errors' if errors > 1 else 'error'}",
-            why="mlc_llm package would end with them, after minutes; or the app, when it runs",
+            why=why,
             remedy="each line above says what to do",
         )
 

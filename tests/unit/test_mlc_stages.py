@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from edgekiln.backends import mlc_targets
 from tests.stages import SCRIPTS, Ran, run_stage
 from tests.unit import mlc_standin
 
@@ -239,6 +240,15 @@ def test_targets_that_want_another_machine(monkeypatch: pytest.MonkeyPatch) -> N
         targets.TARGETS[name].check(name, file, every)
     with pytest.raises(BadInput, match="makes no code for vulkan"):
         targets.TARGETS["vulkan"].check("vulkan", "a.so", ("opencl",))
+
+
+def test_the_stage_s_targets_are_the_host_s() -> None:
+    assert set(targets.TARGETS) == set(mlc_targets.TARGETS)
+    for name, stage in targets.TARGETS.items():
+        host = mlc_targets.TARGETS[name]
+        assert host.suffix in stage.suffixes, name
+        assert list(stage.programs) == [host.program] * bool(host.program), name
+        assert (stage.kernels, stage.phone) == (host.kernels, host.static), name
 
 
 def test_the_host_is_a_kind_of_machine_not_this_one() -> None:
