@@ -438,7 +438,8 @@ def _chat(prompts: list[Mapping[str, Any]]) -> str:
         return ""
     return (
         f"\nthe conversation template writes {other} of {len(prompts)} prompts down in other "
-        "tokens than the model's own chat template (its system prompt, as a rule): --conv-template"
+        "tokens than the model's own chat template (its system prompt, as a rule): give another by "
+        "--conv-template, or edit conv_template in mlc-chat-config.json"
     )
 
 
@@ -453,6 +454,8 @@ def _converted(outputs: Outputs) -> Iterator[Finding]:
     how = "guessed" if chat["guessed"] else "asked for"
     text = f"conversation template: {chat['conv_template']}, {how} ({chat['why']})"
     shown = {k: v for k, v in chat.items() if k not in ("templates", "quantizations")}
+    if chat.get("system_prompt"):
+        text += f"\nsystem prompt: the model's own, in MLC's place: {chat['system_prompt']}"
     yield Finding(name="conv_template", value=shown, text=text)
 
 
