@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from edgekiln.device.payload import Payload
     from edgekiln.device.run import Asked
     from edgekiln.engine import Engine
-    from edgekiln.genie import Problem
     from edgekiln.kits import Kit
+    from edgekiln.problems import Problem
     from edgekiln.toolchain import Toolchain
 
 # Programs that tests call, and the packages of Debian and Ubuntu that hold them.

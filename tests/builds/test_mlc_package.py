@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from edgekiln.backends.mlc_package import CONFIG, Packed, check_file, package_config
-from edgekiln.genie import Problem
+from edgekiln.problems import Problem
 from tests.builds.tvmlibs import ARM, make_libraries
 
 pytestmark = pytest.mark.slow

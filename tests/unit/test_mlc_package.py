@@ -12,7 +12,7 @@ import pytest
 from edgekiln.backends.mlc_package import CONFIG, Packed, check_file, package_config
 from edgekiln.commands import package_check
 from edgekiln.errors import ArtifactError, BundleError
-from edgekiln.genie import Problem
+from edgekiln.problems import Problem
 from tests.unit import tinyelf
 
 PREFIX, LIB = "qwen2_q4f16_1_", "qwen2_q4f16_1"

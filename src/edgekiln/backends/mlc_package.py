@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekiln.errors import ArtifactError, KilnError, nearest
-from edgekiln.genie import Problem
+from edgekiln.problems import Level, Problem, worst_first
 
 CONFIG = "mlc-package-config.json"
 _PATHS = "model_lib_path_for_prepare_libs"
@@ -119,8 +119,7 @@ def check(config: Mapping[str, Any], folder: Path) -> list[Problem]:
     found += _same_ids(entries)
     for number, entry in enumerate(entries):
         found += _entry(f"model_list[{number}]", entry, libraries, folder)
-    order = {"error": 0, "warning": 1, "note": 2}
-    return sorted(dict.fromkeys(found), key=lambda p: order[p.level])
+    return worst_first(found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,5 +315,5 @@ def _error(where: str, what: str, remedy: str) -> Problem:
     return _problem("error", where, what, remedy)
 
 
-def _problem(level: Any, where: str, what: str, remedy: str) -> Problem:
+def _problem(level: Level, where: str, what: str, remedy: str) -> Problem:
     return Problem(level=level, where=where, what=what, remedy=remedy)
