@@ -93,6 +93,7 @@ def test_every_ndk_is_a_kit_there_is() -> None:
         ({"package": True, "target": "vulkan"}, "is for Android", "--target android"),
         ({"also": "a,b", "package": False}, "there is none", "leave --no-package out"),
         ({"apk": "debug", "target": "cuda"}, "apk is for Android, not for cuda", "--target out"),
+        ({"opt": "flashinfer=0;foo=1"}, "nothing MLC knows", "cublas_gemm"),
         ({"sliding_window_size": 0}, "attend to nothing", "-1 for none"),
         ({"hub": "mlc-ai/model"}, "no address of the Hub", "HF://"),
         ({"hub": "HF://a/b", "also": "x"}, "1 addresses for 2 models", "in order"),

@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 _PREFIX = re.compile(r"[A-Za-z_][A-Za-z0-9_]*_")
 # TVM 0.26 keeps a text of seven bytes or fewer in its place, and then fails on the prefix.
 _SHORTEST = 8
-_OPT = re.compile(r"O[0-3]|[a-z_]+=\w+(;[a-z_]+=\w+)*")
+_LEVEL, _FLAG = re.compile(r"O[0-3]"), re.compile(r"([a-z_]+)=\w+")
+# OptimizationFlags of mlc_llm/interface/compiler_flags.py.
+_FLAGS = (
+    *("flashinfer", "cublas_gemm", "faster_transformer", "cudagraph", "cutlass"),
+    "ipc_allreduce_strategy",
+)
 _HUB = re.compile(r"HF://[\w.-]+/[\w.-]+")
 _OLD_TVM = re.compile(r"^from tvm\.contrib import .*\bndk\b", re.MULTILINE)
 # keyPassword may be left out: it is the storePassword then.
@@ -83,8 +88,9 @@ def _clashes(o: MlcOptions) -> Iterator[Clash]:
 
 
 def _compile_clashes(o: MlcOptions) -> Iterator[Clash]:
-    if not _OPT.fullmatch(o.opt):
-        yield f"opt {o.opt} is nothing MLC knows", "O0, O1, O2, O3, or NAME=VALUE;NAME=VALUE"
+    if not _LEVEL.fullmatch(o.opt) and not all(map(_known_flag, o.opt.split(";"))):
+        remedy = f"O0, O1, O2, O3, or NAME=VALUE;NAME=VALUE of {', '.join(_FLAGS)}"
+        yield f"opt {o.opt} is nothing MLC knows", remedy
     if o.system_lib_prefix != "auto":
         yield from _prefix_clashes(o)
     if o.objects_only and not target_of(o).program:
@@ -92,6 +98,11 @@ def _compile_clashes(o: MlcOptions) -> Iterator[Clash]:
     if o.mlc_source is not None and not (Path(o.mlc_source) / "python" / "mlc_llm").is_dir():
         what = f"mlc_source: {o.mlc_source} has no folder python/mlc_llm"
         yield what, "give a checkout of github.com/mlc-ai/mlc-llm"
+
+
+def _known_flag(text: str) -> bool:
+    found = _FLAG.fullmatch(text)
+    return found is not None and found[1] in _FLAGS
 
 
 def _prefix_clashes(o: MlcOptions) -> Iterator[Clash]:
