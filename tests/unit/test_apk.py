@@ -60,7 +60,7 @@ def test_an_app_says_what_it_is(app: Path) -> None:
 
 
 def test_inspect_says_it_in_words(app: Path) -> None:
-    rows = dict(look(app, Heard()).rows)
+    rows = dict(look(app, Heard()).found.rows)
     assert rows["kind"] == "Android app (APK)"
     assert rows["package"] == "ai.mlc.mlcchat 1.1 (version code 1)"
     assert rows["Android"] == "API 26 or newer, made for 33"
