@@ -6,6 +6,7 @@ each piece is asked for a handful of byte strings; only lines that hold one are 
 
 from __future__ import annotations
 
+import codecs
 import io
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from edgekiln import yamls
 from edgekiln.errors import DiskError, FetchError, KilnError, OutOfMemoryError, StageError
 
 E = TypeVar("E", bound=KilnError)
@@ -69,11 +71,7 @@ class Found:
 @lru_cache(maxsize=1)
 def faults() -> tuple[Fault, ...]:
     """All that are known, those that say more first."""
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    text = Path(__file__).with_name("faults.yaml").read_text(encoding="utf-8")
-    return tuple(_fault(entry) for entry in yaml.load(text, Loader=loader))
+    return tuple(_fault(entry) for entry in yamls.beside(__file__, "faults.yaml"))
 
 
 def _fault(entry: Mapping[str, Any]) -> Fault:
@@ -100,6 +98,10 @@ def explain_all(log: Path) -> list[Found]:
     """Every known fault in a log, those that say more first, each with its first line."""
     try:
         with log.open("rb") as file:
+            # What PowerShell's `>` writes is UTF-16.
+            if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                return explain_texts(log.read_bytes().decode("utf-16", "replace"))
+            file.seek(0)
             return _explain(file)
     except OSError:
         return []

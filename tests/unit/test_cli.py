@@ -86,6 +86,16 @@ def test_help_names_every_option_of_one_backend(command: str, backend: str) -> N
         assert f"Options of {backend}, {group}:" in shown
 
 
+def test_help_of_a_command_says_what_stands_by_itself() -> None:
+    shown = kiln("help", "device", "install", COLUMNS="90").stdout
+    assert shown.startswith("Usage: kiln device install APP [options]\n")
+    options = shown.partition("Options:\n")[2].splitlines()
+    assert options[0].startswith("  APP  ") and not any("--app" in line for line in options)
+    assert any(line.startswith("  --serial=STRING ") for line in options)
+    assert max(map(len, shown.splitlines())) <= 90
+    assert kiln("help", "engine", "up").stdout.startswith("Usage: kiln engine up [options]\n")
+
+
 def test_help_asked_for_at_a_lines_end_is_of_its_backend() -> None:
     asked = kiln("build", "--backend", "mlc", "--model", "x", "--help").stdout
     assert asked == kiln("help", "build", "--backend", "mlc").stdout != ""
@@ -140,6 +150,19 @@ def test_mistakes_are_answered_in_words(words: list[str], code: int, said: str) 
     assert done.returncode == code
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"", "is empty"), (b"\x1f\x8b\x00\x01", "is no text"), (None, "is a folder")],
+)
+def test_what_is_no_log_is_not_found_to_be_well(
+    tmp_path: Path, content: bytes | None, said: str
+) -> None:
+    log = tmp_path / "log"
+    log.mkdir() if content is None else log.write_bytes(content)
+    done = kiln("explain", str(log))
+    assert (done.returncode, said in done.stderr) == (2, True), done.stderr
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekiln import yamls
 from edgekiln.backends.mnn_options import FILES, MnnOptions
+from edgekiln.backends.ndks import OWN
 from edgekiln.backends.qnn_socs import find_soc
 from edgekiln.errors import ModelError, UsageError, nearest
 
@@ -32,11 +34,7 @@ _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_interme
 @lru_cache(maxsize=1)
 def data() -> dict[str, Any]:
     """The families and presets of mnn.yaml."""
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    text = Path(__file__).with_name("mnn.yaml").read_text(encoding="utf-8")
-    found: dict[str, Any] = yaml.load(text, Loader=loader)
+    found: dict[str, Any] = yamls.beside(__file__, "mnn.yaml")
     return found
 
 
@@ -145,7 +143,7 @@ def _npu_clashes(o: MnnOptions) -> Iterator[tuple[str, str, str]]:
 def _device_clashes(o: MnnOptions) -> Iterator[tuple[str, str, str]]:
     if o.separate_libraries and not builds_runtime(o):
         yield "separate_libraries", "is about a runtime that is built", "add --runtime android"
-    if o.ndk != "r27c" and not (o.runtime == "android" or o.npu):
+    if o.ndk != OWN and not (o.runtime == "android" or o.npu):
         yield f"ndk {o.ndk}", "is about what is built for a phone", "add --runtime android"
     if o.app != "none" and (o.runtime != "android" and not o.npu):
         yield "app", "is built around the phone's runtime", "add --runtime android"

@@ -11,7 +11,6 @@ stage of its own, `calibrate`; the graph they go into and the measure are the sa
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,8 +76,8 @@ class Qnn:
     def findings(self, options: QnnOptions, outputs: Outputs) -> list[Finding]:
         """The answer, the perplexity, the layers that lost most, the binaries."""
         found = _proved(outputs) if options.prove != "none" else []
-        found += _measured(_json(outputs("quantize", "quantized") / "quality.json"))
-        compiled = _json(outputs("compile", "binaries") / "compile.json")
+        found += _measured(outputs.json("quantize", "quantized", "quality.json"))
+        compiled = outputs.json("compile", "binaries", "compile.json")
         return [*found, *_compiled(compiled, find_soc(options.soc))]
 
     def judge(self, options: QnnOptions, findings: list[Finding]) -> None:
@@ -112,7 +111,7 @@ class Qnn:
         from edgekiln.backends.qnn_phone import readme
 
         binaries, settings = outputs("compile", "binaries"), outputs("settings", "settings")
-        compiled = _json(binaries / "compile.json")
+        compiled = outputs.json("compile", "binaries", "compile.json")
         files = {f"models/{b['file']}": binaries / b["file"] for b in compiled["binaries"]}
         files |= {name: settings / name for name in _SETTINGS}
         files |= {f"prompts/{p.name}": p for p in sorted((settings / "prompts").iterdir())}
@@ -184,7 +183,7 @@ def _calibrate(read: Mapping[str, Input], options: QnnOptions, model: Model) -> 
     from edgekiln.backends.qnn_checks import block
 
     names = ("weight_bits", "head_bits", "embed_bits", "seq_mse", "calibration_tokens")
-    params = _given(options, *names) | _chip(find_soc(options.soc))
+    params = _given(options, *names) | find_soc(options.soc).params()
     params["weight_block"] = block(model, options)
     return Stage(
         name="calibrate",
@@ -228,7 +227,7 @@ def _compile(options: QnnOptions, model: Model, sdk: Sdk | None) -> Stage:
         program="qnn/compile.py" if own else "qnn/qairt_compile.py",
         inputs=inputs,
         outputs=(Output(name="binaries", files=("compile.json",)), Output(name="twins")),
-        params=_chip(find_soc(options.soc)) | _given(options, "splits", "optimization"),
+        params=find_soc(options.soc).params() | _given(options, "splits", "optimization"),
         memory=sizes.compile_memory(model, options),
         disk=sizes.binaries_bytes(model, options),
     )
@@ -248,7 +247,7 @@ def _settings(source: Input, texts: Input, options: QnnOptions) -> Stage:
             "binaries": FromStage(stage="compile", output="binaries"),
         },
         outputs=(Output(name="settings", files=(*_SETTINGS, "settings.json")),),
-        params=_chip(find_soc(options.soc)) | _given(options, *names),
+        params=find_soc(options.soc).params() | _given(options, *names),
         memory=256 << 20,
         disk=1 << 20,
     )
@@ -276,29 +275,13 @@ def _given(options: QnnOptions, *names: str) -> dict[str, JSON]:
     return {name: getattr(options, name) for name in names}
 
 
-def _chip(soc: Soc) -> dict[str, JSON]:
-    """What stages know of the chip: they do not read the table, so that it is in their keys."""
-    return {
-        "soc": soc.soc,
-        "soc_model": soc.soc_model,
-        "arch": soc.arch,
-        "vtcm_mb": soc.vtcm_mb,
-        "weight_sharing": soc.weight_sharing,
-    }
-
-
 def _texts(options: QnnOptions, *names: str) -> dict[str, Input]:
     given = {name: getattr(options, name) for name in names}
     return {name: FromPath(path=Path(path)) for name, path in given.items() if path is not None}
 
 
-def _json(file: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
-
-
 def _proved(outputs: Outputs) -> list[Finding]:
-    proof = _json(outputs("proof", "proof") / "proof.json")
+    proof = outputs.json("proof", "proof", "proof.json")
     found = []
     if proof["answers"]:
         first = proof["answers"][0]

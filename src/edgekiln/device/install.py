@@ -10,6 +10,7 @@ import json
 import posixpath
 import re
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +18,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from edgekiln import units
+from edgekiln import units, yamls
 from edgekiln.artifacts.apk import PAGE_16K, Package, read_package
 from edgekiln.bundle import MANIFEST
 from edgekiln.device.adb import Phone
@@ -91,6 +92,12 @@ def read_source(
 
 def check(path: Path) -> Package:
     """An app that a phone can take. Raises ArtifactError for any other."""
+    if not zipfile.is_zipfile(path):
+        raise ArtifactError(
+            f"{path} is no app",
+            why="an .apk is a zip; this is none, or it was cut short",
+            remedy=f"give an .apk, or a bundle with one; `kiln inspect {path}` says what this is",
+        )
     found = read_package(path, whole=True)
     if found.kind != "apk":
         raise ArtifactError(
@@ -281,11 +288,7 @@ def _refuse_full(phone: Phone, source: Source) -> None:
 @lru_cache(maxsize=1)
 def refusals() -> Mapping[str, Mapping[str, str]]:
     """What each of the package manager's codes means."""
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    text = Path(__file__).with_name("refusals.yaml").read_text(encoding="utf-8")
-    found: Mapping[str, Mapping[str, str]] = yaml.load(text, Loader=loader)
+    found: Mapping[str, Mapping[str, str]] = yamls.beside(__file__, "refusals.yaml")
     return found
 
 
