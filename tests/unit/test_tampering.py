@@ -24,7 +24,6 @@ from edgekiln.user.pipconf import pip_settings
 from tests.unit.servers import COMMIT, Handler, Site, serving
 from tests.unit.test_lock import put_wheel, uv  # noqa: F401 - a fixture
 from tests.unit.test_models import REPO, get, hub  # noqa: F401 - a fixture
-from tests.unit.test_toolchain_kits import copy  # noqa: F401 - a fixture
 
 LOCKS = [*list_toolchains(), *list_bases()]
 
@@ -50,7 +49,7 @@ def test_every_lock_is_sealed(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LOCKS)
-def test_a_lock_with_one_byte_changed_is_refused(copy: Path, name: str) -> None:  # noqa: F811
+def test_a_lock_with_one_byte_changed_is_refused(copy: Path, name: str) -> None:
     path = lock_of(copy, name)
     data = path.read_bytes()
     meant = json.loads(data)
@@ -66,7 +65,7 @@ def test_a_lock_with_one_byte_changed_is_refused(copy: Path, name: str) -> None:
             load(name)
 
 
-def test_the_refusal_names_the_lock_and_both_digests(copy: Path) -> None:  # noqa: F811
+def test_the_refusal_names_the_lock_and_both_digests(copy: Path) -> None:
     path = copy / "mnn.lock.json"
     recorded = json.loads(path.read_bytes())["sha256"]
     wheel = load_toolchain("mnn").lock.wheels[5]
@@ -80,13 +79,13 @@ def test_the_refusal_names_the_lock_and_both_digests(copy: Path) -> None:  # noq
     assert "toolchains lock mnn" in caught.value.remedy
 
 
-def test_a_lock_with_other_line_ends_is_the_same(copy: Path) -> None:  # noqa: F811
+def test_a_lock_with_other_line_ends_is_the_same(copy: Path) -> None:
     path = copy / "mnn.lock.json"
     path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
     assert load_toolchain("mnn").name == "mnn"
 
 
-def test_a_lock_of_before_there_were_seals_is_read(copy: Path) -> None:  # noqa: F811
+def test_a_lock_of_before_there_were_seals_is_read(copy: Path) -> None:
     path = copy / "mnn.lock.json"
     before = load_toolchain("mnn").digest
     body = json.loads(path.read_bytes())
@@ -103,7 +102,7 @@ def pips_settings_again() -> Iterator[None]:
 
 
 @pytest.fixture
-def innocent(copy: Path, tmp_path: Path) -> Wheel:  # noqa: F811
+def innocent(copy: Path, tmp_path: Path) -> Wheel:
     """mnn locked anew to one wheel, `innocent`, which has gone since."""
     (tmp_path / "right").mkdir()
     put_wheel(tmp_path / "right", "innocent", "1")
