@@ -11,11 +11,12 @@ from edgekiln.errors import UsageError
 from edgekiln.home import project
 
 _GROUPS = (
-    "bundle", "device", "engine", "images", "models", "package", "recipes", "store", "toolchains"
+    "bundle", "device", "engine", "images", "models", "package", "recipes", "store", "toolchains",
+    "verify",
 )  # fmt: skip
 _HELP = ("help", "--help", "-h")
 # Invoke has no positional argument that may be left out: these are flags to it.
-_OPTIONAL = {"toolchains.lock": "--name", "test": "--path", "bench": "--only"}
+_OPTIONAL = {"toolchains.lock": "--name", "test": "--path", "bench": "--only", "sign": "--folder"}
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -37,7 +37,12 @@ def program_digest(scripts: Path, program: str) -> str:
 
     A change in one program leaves the finished work of the others valid.
     """
-    return digest_json({name: digest_file(scripts / name) for name in _closure(scripts, program)})
+    return digest_json(program_files(scripts, program))
+
+
+def program_files(scripts: Path, program: str) -> dict[str, str]:
+    """The sha256 of a program and of every module of scripts/ it imports, by path in scripts/."""
+    return {name: digest_file(scripts / name) for name in _closure(scripts, program)}
 
 
 @lru_cache(maxsize=64)
