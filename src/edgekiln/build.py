@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from edgekiln.models import Model
     from edgekiln.recipe import Recipe
 
-_BUNDLE_SCHEMA = 1
+_BUNDLE_SCHEMA = 2
 
 
 @dataclass(frozen=True, kw_only=True)
