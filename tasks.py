@@ -828,7 +828,7 @@ def verify_signature(
 ) -> None:
     """Check a bundle's signature, and every file of the bundle against what was signed.
 
-    Leaves with 18 where either does not hold.
+    Leaves with 19 where either does not hold.
 
     Examples:
       kiln verify signature build/smollm2-135m-instruct/mnn --key release.pub

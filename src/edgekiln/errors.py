@@ -148,7 +148,7 @@ class LicenceError(KilnError):
 class SignatureError(KilnError):
     """A signature that is missing, wrong, of another key, or about other files."""
 
-    exit_code = 18
+    exit_code = 19
     kind = "signature"
 
 

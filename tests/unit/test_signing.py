@@ -155,7 +155,7 @@ def test_a_changed_file_is_told_with_both_digests(bundle: Path, key: Path) -> No
         signing.verify(bundle, signing.public_of(key))
     assert caught.value.why.count("sha256") == 1
     assert len([w for w in caught.value.why.replace(",", " ").split() if len(w) == 64]) == 2
-    assert caught.value.exit_code == 18
+    assert caught.value.exit_code == 19
 
 
 def test_a_manifest_of_other_files_is_refused(bundle: Path, key: Path) -> None:
@@ -289,7 +289,7 @@ def test_the_commands_make_a_key_sign_and_verify(bundle: Path) -> None:
     assert "its 3 files are what was signed" in done.stdout
     (bundle / "llm.mnn").write_bytes(b"other")
     done = kiln("verify", "signature", str(bundle))
-    assert done.returncode == 18 and "llm.mnn was changed" in done.stderr
+    assert done.returncode == 19 and "llm.mnn was changed" in done.stderr
 
 
 @pytest.mark.parametrize(
