@@ -635,10 +635,10 @@ def device_push(
 
 @task(
     name="install",
-    positional=["what"],
+    positional=["app"],
     help={
         **_COMMON,
-        "what": "an .apk, or a bundle that holds one",
+        "app": "an .apk, or a bundle that holds one",
         "serial": _DEVICE["serial"],
         "start": "start the app when it is installed",
         "weights": "push the models' weights of the bundle too, where the app would download them",
@@ -647,7 +647,7 @@ def device_push(
 )
 def device_install(
     c: Context,
-    what: str,
+    app: str,
     serial: str = "",
     start: bool = False,
     weights: bool = False,
@@ -666,7 +666,7 @@ def device_install(
     from edgekiln.commands import device_install as run
 
     with cli.reporting(quiet=quiet, as_json=json, debug=debug) as reporter:
-        run(reporter, what=Path(what), serial=serial, start=start, weights=weights)
+        run(reporter, what=Path(app), serial=serial, start=start, weights=weights)
 
 
 @task(name="run", help={**_DEVICE, **_ASKING}, auto_shortflags=False)

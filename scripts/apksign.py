@@ -5,16 +5,17 @@ No password is ever an argument or in a log: the tools read it from a file that 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import apkfile
+import toolcall
 from stagekit import BadInput
 
 _ALIAS, _PASSWORD = "androiddebugkey", "android"  # as Android's own debug keystores have them
@@ -22,20 +23,7 @@ _NAME = "CN=Android Debug,O=Android,C=US"
 _DAYS = 10000
 _DIGEST = re.compile(r"Signer #1 certificate SHA-256 digest: ([0-9a-f]{64})")
 _SUBJECT = re.compile(r"Signer #1 certificate DN: (.*)")
-# A Java exception's line tells more than the lines of its stack behind it.
-_RAISED = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception)\b")
 _WORDS = ("storePassword", "keyAlias", "keyPassword")
-
-
-class ToolError(RuntimeError):
-    """A program ended badly. `lines` is all that it said, `last` what to quote of it."""
-
-    def __init__(self, name: str, code: int, lines: Sequence[str]) -> None:
-        said = [line.strip() for line in lines if line.strip()]
-        raised = [line for line in said if _RAISED.match(line)]
-        self.last = (raised or said or ["it said nothing"])[-1]
-        super().__init__(f"{name} ended with {code}: {self.last}")
-        self.lines = tuple(lines)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +79,14 @@ def debug_key(keystore: Path, folder: Path) -> Key:
     )
 
 
+def fresh_key(folder: Path) -> Key:
+    """A debug keystore made in a folder that goes with this run: no later app is its update."""
+    folder.mkdir(parents=True, exist_ok=True)
+    keystore = folder / "debug.keystore"
+    make_debug_keystore(keystore, folder)
+    return debug_key(keystore, folder)
+
+
 def make_debug_keystore(keystore: Path, folder: Path) -> None:
     """Make one with a fresh key, by Java's keytool."""
     secret = _secret(folder / "new", _PASSWORD)
@@ -98,7 +94,29 @@ def make_debug_keystore(keystore: Path, folder: Path) -> None:
     words += ["-keystore", str(keystore), "-alias", _ALIAS, "-dname", _NAME]
     words += ["-keyalg", "RSA", "-keysize", "2048", "-validity", str(_DAYS)]
     words += ["-storepass:file", str(secret), "-keypass:file", str(secret)]
-    _call("keytool", words, os.environ)
+    toolcall.call("keytool", words, os.environ)
+
+
+def finish(assembled: Path, apk: Path, work: Path, key: Key, page_size: int) -> dict[str, Any]:
+    """Align and sign what Gradle made, and tell what it is.
+
+    Raises RuntimeError where a library does not begin at a page in the end.
+    """
+    aligned = work / "aligned.apk"
+    align(assembled, aligned, page_size)
+    signed = sign(aligned, apk, key)
+    if wrong := apkfile.misaligned(apk, page_size):
+        raise RuntimeError(f"signing moved {', '.join(wrong)} away from its page")
+    apk.with_name(f"{apk.name}.idsig").unlink(missing_ok=True)
+    return {
+        "signed_by": signed.subject,
+        "signer_sha256": signed.digest,
+        "schemes": list(signed.schemes),
+        "abis": apkfile.abis(apk),
+        "page_size": page_size,
+        "bytes": apk.stat().st_size,
+        "sha256": hashlib.sha256(apk.read_bytes()).hexdigest(),
+    }
 
 
 def align(apk: Path, aligned: Path, page_size: int) -> None:
@@ -111,11 +129,11 @@ def align(apk: Path, aligned: Path, page_size: int) -> None:
     program = _program("zipalign")
     try:
         words = [program, "-c", "-P", str(page_size // 1024), "4", str(aligned)]
-        _call("zipalign", words, os.environ)
-    except ToolError as error:
+        toolcall.call("zipalign", words, os.environ)
+    except toolcall.ToolError as error:
         if not any("Usage" in line for line in error.lines):
             raise
-        _call("zipalign", [program, "-c", "-p", "4", str(aligned)], os.environ)
+        toolcall.call("zipalign", [program, "-c", "-p", "4", str(aligned)], os.environ)
 
 
 def sign(apk: Path, signed: Path, key: Key) -> Signed:
@@ -124,12 +142,12 @@ def sign(apk: Path, signed: Path, key: Key) -> Signed:
     words += ["--ks-key-alias", key.alias, "--ks-pass", f"file:{key.store_password}"]
     words += ["--key-pass", f"file:{key.key_password}", "--out", str(signed), str(apk)]
     try:
-        _call("apksigner", words, os.environ)
-    except ToolError as error:
+        toolcall.call("apksigner", words, os.environ)
+    except toolcall.ToolError as error:
         said = "\n".join(error.lines)
         if re.search(r"keystore|password|alias|UnrecoverableKey", said, re.IGNORECASE):
             raise BadInput(
-                f"the keystore does not open: {error.last}",
+                f"the keystore does not open: {toolcall.last_words(error.lines)}",
                 remedy="look at its alias and its passwords",
             ) from error
         raise
@@ -138,7 +156,7 @@ def sign(apk: Path, signed: Path, key: Key) -> Signed:
 
 def verify(apk: Path) -> Signed:
     """Have apksigner verify an APK. Raises RuntimeError where it does not hold."""
-    lines = _call(
+    lines = toolcall.call(
         "apksigner", [_program("apksigner"), "verify", "-v", "--print-certs", str(apk)], os.environ
     )
     text = "\n".join(lines)
@@ -150,26 +168,6 @@ def verify(apk: Path) -> Signed:
         digest=digest[1],
         schemes=tuple(apkfile.schemes(apk)),
     )
-
-
-def _call(name: str, words: Sequence[str], env: Mapping[str, str]) -> list[str]:
-    """Run a program, pass what it says on to the log, and give its lines."""
-    print(f"$ {' '.join(words)}", file=sys.stderr, flush=True)
-    done = subprocess.run(
-        list(words),
-        env=dict(env),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    sys.stderr.write(done.stdout)
-    lines = done.stdout.splitlines()
-    if done.returncode:
-        raise ToolError(name, done.returncode, lines)
-    return lines
 
 
 def _properties(file: Path) -> Mapping[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,3 +93,32 @@ def _log_softmax(row: Logits) -> Any:
     wide = row.astype(np.float64)
     shifted = wide - wide.max()
     return shifted - np.log(np.exp(shifted).sum())
+
+
+def against(row: Logits, wanted: Logits, prompt: str) -> dict[str, Any]:
+    """How far a prompt's last logits are from the float model's, as prove.json says it."""
+    width = min(len(row), len(wanted))  # some checkpoints pad the vocabulary, some exports do not
+    got, want = row[:width], wanted[:width]
+    return {
+        "prompt": prompt,
+        "cosine": cosine(got, want),
+        "divergence_nats": divergence(want, got),
+        "same_next_token": bool(got.argmax() == want.argmax()),
+    }
+
+
+def figures(
+    each: list[dict[str, Any]], nats: float, tokens: int, float_perplexity: float
+) -> dict[str, Any]:
+    """What prove.json says of all prompts (`against`) and of the text: its loss, its tokens."""
+    quantised = perplexity(nats, tokens)
+    return {
+        "prompts": each,
+        "cosine_mean": statistics.fmean(e["cosine"] for e in each),
+        "cosine_min": min(e["cosine"] for e in each),
+        "divergence_nats_mean": statistics.fmean(e["divergence_nats"] for e in each),
+        "perplexity_float": float_perplexity,
+        "perplexity_quantised": quantised,
+        "perplexity_ratio": quantised / float_perplexity,
+        "perplexity_tokens": tokens,
+    }

@@ -7,17 +7,14 @@ a key made for this run alone; `source`, a checkout of mlc-llm. Parameters: buil
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
-import mlctool
-
-import apkfile
 import apksign
+import gradlerun
 from stagekit import BadInput, Stage, main
 
 _APP = "MLCChat"
@@ -51,22 +48,7 @@ def finish(
     stage: Stage, assembled: Path, apk: Path, work: Path, page_size: int
 ) -> dict[str, object]:
     """Align and sign what Gradle made, and tell what it is."""
-    aligned = work / "aligned.apk"
-    apksign.align(assembled, aligned, page_size)
-    signed = apksign.sign(aligned, apk, _key(stage, work / "secrets"))
-    wrong = apkfile.misaligned(apk, page_size)
-    if wrong:
-        raise RuntimeError(f"signing moved {', '.join(wrong)} away from its page")
-    apk.with_name(f"{apk.name}.idsig").unlink(missing_ok=True)
-    return {
-        "signed_by": signed.subject,
-        "signer_sha256": signed.digest,
-        "schemes": list(signed.schemes),
-        "abis": apkfile.abis(apk),
-        "page_size": page_size,
-        "bytes": apk.stat().st_size,
-        "sha256": hashlib.sha256(apk.read_bytes()).hexdigest(),
-    }
+    return apksign.finish(assembled, apk, work, _key(stage, work / "secrets"), page_size)
 
 
 def _key(stage: Stage, folder: Path) -> apksign.Key:
@@ -77,11 +59,8 @@ def _key(stage: Stage, folder: Path) -> apksign.Key:
     if stage.has("debug_keystore"):
         kept = stage.input("debug_keystore")
         return apksign.debug_key(kept / "debug.keystore" if kept.is_dir() else kept, folder)
-    keystore = folder / "debug.keystore"
-    folder.mkdir(parents=True)
-    apksign.make_debug_keystore(keystore, folder)
     stage.note("signed with a key made for this build: an update will not install over it")
-    return apksign.debug_key(keystore, folder)
+    return apksign.fresh_key(folder)
 
 
 def _assemble(stage: Stage, build: str, package: Path, work: Path) -> Path:
@@ -89,23 +68,7 @@ def _assemble(stage: Stage, build: str, package: Path, work: Path) -> Path:
     app = work / _APP
     shutil.copytree(_app_source(stage), app, ignore=shutil.ignore_patterns("dist", "build"))
     shutil.copytree(package / "mlc4j", app / "dist" / "lib" / "mlc4j")
-    sdk = os.environ.get("ANDROID_HOME", "")
-    (app / "local.properties").write_text(f"sdk.dir={sdk}\n", encoding="utf-8")
-    gradle = shutil.which("gradle")
-    if gradle is None or not (Path(sdk) / "platforms").is_dir():
-        raise RuntimeError("the toolchain has no Gradle, or ANDROID_HOME is no Android SDK")
-    words = [gradle, "--project-dir", str(app), "--no-daemon", "--console=plain"]
-    words += [f"--max-workers={stage.cpus}", "--stacktrace", _BUILDS[build]]
-    env = {
-        **mlctool.environment(stage),
-        "GRADLE_USER_HOME": str(work / "gradle"),
-        "ANDROID_USER_HOME": str(work / "android"),
-    }
-    mlctool.call("gradle", words, env)
-    made = sorted((app / "app/build/outputs/apk" / build).glob("*.apk"))
-    if len(made) != 1:
-        raise RuntimeError(f"Gradle ended well and made {len(made)} packages")
-    return made[0]
+    return gradlerun.assemble(app, _BUILDS[build], work, cpus=stage.cpus)
 
 
 def _app_source(stage: Stage) -> Path:

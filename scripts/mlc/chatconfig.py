@@ -15,6 +15,7 @@ from typing import Any
 import hfmend
 import mlclog
 import mlctool
+import ownprompt
 import templates
 
 from stagekit import BadInput, Stage, main
@@ -53,13 +54,15 @@ def run(stage: Stage) -> None:
         for name, value in sizes.items():
             words += [f"--{name.replace('_', '-')}", str(value)]
         lines = mlctool.run(stage, words)
-    written = check(out)
+        written = check(out)
+        own = _own_prompt(stage, model.folder, written, out) if guessed else None
     ignored = mlclog.not_taken(lines)
     if ignored:
         stage.note(f"a {kind} has no {', '.join(ignored)}: left out")
     report = _report(written, chosen, lines)
     report |= {
         "guessed": guessed,
+        "system_prompt": own,
         "mended": list(model.mended),
         "rope_theta_mended": any(name.endswith("rope_theta") for name in model.mended),
         "not_taken": ignored,
@@ -106,6 +109,22 @@ def choose(
     hints = stage.param("conv_template_hints", list, [])
     name = stage.param("model_name", str, "")
     return templates.guess(model, kind, offers.templates, hints=hints, name=name), True
+
+
+def _own_prompt(stage: Stage, model: Path, written: dict[str, Any], out: Path) -> str | None:
+    """Give a guessed template the model's own system prompt; None where it has that, or none fits.
+
+    A template that was asked for stays as mlc_llm has it.
+    """
+    template = written["conv_template"]
+    own = ownprompt.own_system_message(model, template)
+    if own is None or own == template.get("system_message"):
+        return None
+    template["system_message"] = own
+    # As gen_config writes it.
+    (out / CHAT_CONFIG).write_text(json.dumps(written, indent=2), encoding="utf-8")
+    stage.note(f"system prompt: the model's own, {json.dumps(own, ensure_ascii=False)}")
+    return own
 
 
 def check(out: Path) -> dict[str, Any]:

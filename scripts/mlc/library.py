@@ -22,6 +22,7 @@ import mlctool
 import objfile
 import targets
 
+import toolcall
 from stagekit import BadInput, Stage, main
 
 _PREFIX = re.compile(r"[A-Za-z_][A-Za-z0-9_]*_")
@@ -47,7 +48,7 @@ def run(stage: Stage) -> None:
     stage.progress(0, 1, unit="libraries", what="compile")
     try:
         lines = mlctool.run(stage, words)
-    except mlctool.ToolError as error:
+    except toolcall.ToolError as error:
         _explain(error, prefix)
         raise
     stage.progress(1, 1, unit="libraries", what="compile")
@@ -121,7 +122,7 @@ def _words(stage: Stage, name: str, target: targets.Target, prefix: str, output:
     return [*own, *words]
 
 
-def _explain(error: mlctool.ToolError, prefix: str) -> None:
+def _explain(error: toolcall.ToolError, prefix: str) -> None:
     """Faults of which we know that the prefix is their cause. Others pass."""
     if prefix and any("SmallStr" in line for line in error.lines):
         raise BadInput(

@@ -7,13 +7,11 @@ The lines are those of upstream's convert_weight, compile and package. What stan
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-_COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-_HEAD = re.compile(r"^\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\] [A-Z]+ \S+\.py:\d+: ")
-# tqdm's bar:  37%|███▋      | 112/305 [00:01<00:02, 88.0it/s]
-_BAR = re.compile(r"\|\s*(\d+)/(\d+) \[")
+from toolcall import plain
+
 _GIGABYTES = re.compile(r"Parameter size after quantization: ([\d.]+) GB")
 _PARAMETERS = re.compile(r"Total parameters: ([\d,]+)")
 _BITS = re.compile(r"Bits per parameter: ([\d.]+)")
@@ -27,22 +25,7 @@ _OVERRIDING = re.compile(r"Overriding (\w+) from (\S+) to (\S+)$")
 _NO_FIELD = re.compile(r"Cannot override (\w+), because \S+ does not have this field")
 _NOT_FOUND = re.compile(r"model_lib (\S+) requested in .* is not found in ")
 _AVAILABLE = re.compile(r"current available model_libs in .*: \[(.*)\]")
-_RAISED = re.compile(
-    r"(?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt)\b|argument \S+: |unrecognized arguments: "
-)
-_GRADLE = "* What went wrong:"
 _4K = 4096
-
-
-def plain(line: str) -> str:
-    """A line without its colours."""
-    return _COLOUR.sub("", line)
-
-
-def bar(line: str) -> tuple[int, int] | None:
-    """How far a progress bar is, and how far it goes; None for any other line."""
-    found = _BAR.search(line)
-    return (int(found[1]), int(found[2])) if found else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,19 +104,6 @@ def refused(lines: Iterable[str]) -> Refused | None:
     there = _AVAILABLE.search(text)
     names = re.findall(r"'([^']*)'", there[1]) if there else []
     return Refused(asked=tuple(asked), there=tuple(names))
-
-
-def last_words(lines: Sequence[str]) -> str:
-    """The line that tells best why a program ended: its last exception, else its last line.
-
-    Gradle says it in the middle, under a heading.
-    """
-    said = [_HEAD.sub("", plain(line)).strip() for line in lines if bar(line) is None]
-    said = [line for line in said if line]
-    if _GRADLE in said[:-1]:
-        return said[said.index(_GRADLE) + 1]
-    raised = [line for line in said if _RAISED.match(line)]
-    return (raised or said or ["it said nothing"])[-1]
 
 
 def _joined(lines: Iterable[str]) -> str:

@@ -25,8 +25,10 @@ from typing import Any
 import cmakeshim
 import mlclog
 import mlctool
+import objects
 import objfile
 
+import toolcall
 from stagekit import BadInput, Stage, main
 
 _RUST_TARGET = "aarch64-linux-android"
@@ -140,37 +142,12 @@ def check(models: Sequence[Model]) -> None:
 
 def check_library(model_lib: str, library: Path) -> None:
     """Raise BadInput where a library is not one for Android that is called `model_lib`."""
-    if library.suffix != ".tar":
-        raise BadInput(f"{library.name} is no .tar", remedy="compile with --target android")
     if not library.is_file():
         raise BadInput(
             f"the library {library.name} of {model_lib} is not there", remedy="compile it first"
         )
-    try:
-        objects = objfile.read_library(library)
-    except objfile.Damaged as damaged:
-        raise BadInput(str(damaged), remedy="compile the library again") from damaged
-    strange = [o for o in objects if (o.format, o.machine) != ("elf", "aarch64")]
-    if strange or not objects:
-        what = f"{strange[0].format} {strange[0].machine}" if strange else "nothing"
-        raise BadInput(
-            f"{library.name} holds {what}, not objects for arm64 Android",
-            remedy="compile it with --target android",
-        )
-    names = objfile.model_libs(objects)
-    symbol = model_lib.replace("-", "_")
-    if symbol in names:
-        return
-    there = " and ".join(names) or "nothing"
-    if symbol.endswith("_") and symbol[:-1] in names:
-        raise BadInput(
-            f"model_lib {model_lib} ends in an underscore: the library is called {there}",
-            remedy="model_lib is the system-lib prefix without its last underscore",
-        )
-    raise BadInput(
-        f"model_lib {model_lib} is not what {library.name} is called: that is {there}",
-        remedy=f"write {there}" if names else "compile it with a --system-lib-prefix",
-    )
+    # mlc_llm looks for a name that a symbol can have.
+    objects.look(library, target="android", prefix=f"{model_lib.replace('-', '_')}_")
 
 
 def check_tools() -> dict[str, str]:
@@ -280,13 +257,13 @@ def _package(stage: Stage, work: Path, source: Path, config: Path) -> Path:
     words = ["package", "--package-config", config.name, "--output", "dist"]
     try:
         mlctool.run(stage, words, more=more, cwd=work, told=None)
-    except mlctool.ToolError as error:
+    except toolcall.ToolError as error:
         _explain(error)
         raise
     return work / "dist"
 
 
-def _explain(error: mlctool.ToolError) -> None:
+def _explain(error: toolcall.ToolError) -> None:
     """Exit code 255, in words. Others pass: their own words are in the log."""
     refused = mlclog.refused(error.lines)
     if error.code != _VALIDATION_FAILED or refused is None:

@@ -10,38 +10,19 @@ import difflib
 import json
 import os
 import re
-import signal
-import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
-import mlclog
 import mlcrun
 
+import toolcall
 from stagekit import BadInput, Stage
 
 _HERE = Path(__file__).resolve().parent
 _OFFERS = "edgekiln-offers:"
-_CHUNK = 1 << 16
 _COMMANDS = ("convert_weight", "gen_config", "compile", "package")
-
-Told = Callable[[int, int], None]
-
-
-class ToolError(RuntimeError):
-    """A program ended badly. `code` is its exit code (negative: the signal that ended it),
-    `lines` all that it said."""
-
-    def __init__(self, name: str, code: int, lines: Sequence[str]) -> None:
-        if code < 0:
-            super().__init__(f"{name} crashed ({signal.Signals(-code).name})")
-        else:
-            super().__init__(f"{name} ended with {code}: {mlclog.last_words(lines)}")
-        self.code = code
-        self.lines = tuple(lines)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +75,7 @@ def run(
     stage: Stage,
     words: Sequence[str],
     *,
-    told: Told | None = None,
+    told: toolcall.Told | None = None,
     more: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     quiet: bool = False,
@@ -108,68 +89,22 @@ def run(
     command = [sys.executable, "-s", mlcrun.__file__, *words]
     env = {**environment(stage), **(more or {})}
     try:
-        return call(f"mlc_llm {name}", command, env, told=told, cwd=cwd, quiet=quiet)
-    except ToolError as error:
+        return toolcall.call(f"mlc_llm {name}", command, env, told=told, cwd=cwd, quiet=quiet)
+    except toolcall.ToolError as error:
         if stage.has("source"):
             _explain_source(error)
         raise
 
 
-def _explain_source(error: ToolError) -> None:
+def _explain_source(error: toolcall.ToolError) -> None:
     """A checkout that was written for another TVM fails at the first name that has moved."""
-    said = mlclog.last_words(error.lines)
+    said = toolcall.last_words(error.lines)
     if re.match(r"(ImportError|ModuleNotFoundError|AttributeError)\b.*\btvm", said):
         raise BadInput(
             f"the mlc-llm source wants another TVM than this toolchain's: {said}",
             remedy="check out a commit of the age of this toolchain's apache-tvm, or build "
             "without --mlc-source, with upstream's wheels",
         ) from error
-
-
-def call(
-    name: str,
-    command: Sequence[str],
-    env: Mapping[str, str],
-    *,
-    told: Told | None = None,
-    cwd: Path | None = None,
-    quiet: bool = False,
-) -> list[str]:
-    """Run any program, pass its log on, and give its lines without colours."""
-    if not quiet:
-        print(f"$ {' '.join(command)}", file=sys.stderr, flush=True)
-    lines = []
-    with subprocess.Popen(
-        list(command),
-        env=dict(env),
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    ) as child:
-        assert child.stdout
-        for line in _lines(child.stdout):
-            lines.append(line)
-            step = mlclog.bar(line)
-            if step and told:
-                told(*step)
-            if step is None and not quiet:
-                print(line, file=sys.stderr, flush=True)
-    if child.returncode != 0:
-        if quiet:
-            print("\n".join(lines), file=sys.stderr, flush=True)
-        raise ToolError(name, child.returncode, lines)
-    return lines
-
-
-def _lines(pipe: IO[bytes]) -> Iterator[str]:
-    """Lines as they come; a progress bar's states, which end in a carriage return, as well."""
-    held = b""
-    while chunk := os.read(pipe.fileno(), _CHUNK):
-        *whole, held = re.split(rb"[\r\n]+", held + chunk)
-        yield from (mlclog.plain(part.decode("utf-8", "replace")) for part in whole if part)
-    if held:
-        yield mlclog.plain(held.decode("utf-8", "replace"))
 
 
 def environment(stage: Stage) -> dict[str, str]:

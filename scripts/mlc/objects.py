@@ -8,7 +8,6 @@ prefix, no OpenCL kernel beside it.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +31,15 @@ def run(stage: Stage) -> None:
     """Read, judge, write down."""
     folder = stage.input("library")
     file = _file(folder, stage.param("file", str, ""))
-    try:
-        objects = objfile.read_library(file)
-    except objfile.Damaged as damaged:
-        raise BadInput(str(damaged), remedy="compile the library again") from damaged
     target = stage.param("target", str, "android")
     prefix = stage.param("system_lib_prefix", str, "")
-    facts = judge(objects, target=target, prefix=prefix)
+    facts = look(file, target=target, prefix=prefix)
     out = stage.output("objects")
     out.mkdir(parents=True)
     text = json.dumps({"file": file.name, "target": target, **facts}, indent=2)
     (out / "objects.json").write_text(f"{text}\n", encoding="utf-8", newline="\n")
     stage.note(
-        f"{len(objects)} objects for {facts['machine']}, {facts['kernels']} kernels, "
+        f"{len(facts['objects'])} objects for {facts['machine']}, {facts['kernels']} kernels, "
         f"model_lib {', '.join(facts['model_libs']) or 'none'}"
     )
 
@@ -59,8 +54,12 @@ def _file(folder: Path, name: str) -> Path:
     return files[0]
 
 
-def judge(objects: Sequence[objfile.Object], *, target: str, prefix: str) -> dict[str, Any]:
-    """What the objects hold. Raises BadInput for what the target could not use."""
+def look(file: Path, *, target: str, prefix: str) -> dict[str, Any]:
+    """What a library holds. Raises BadInput for what the target could not use."""
+    try:
+        objects = objfile.read_library(file)
+    except objfile.Damaged as damaged:
+        raise BadInput(str(damaged), remedy="compile the library again") from damaged
     if not objects:
         raise BadInput("the library holds no object at all", remedy="compile it again")
     form, machine = _MACHINES.get(target, ("", ""))

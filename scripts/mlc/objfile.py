@@ -1,7 +1,7 @@
-"""Object files by their first bytes, and ELF's symbols and segments, read with struct alone.
+"""Object files of a model library: of which kind, for which machine, with which kernels.
 
-Offsets and numbers are those of the System V ABI (ELF-64), of Microsoft's PE/COFF, of Apple's
-mach-o/loader.h and of the WebAssembly core specification. Archives (.tar) are TVM's.
+Numbers are those of the System V ABI (ELF-64), of Microsoft's PE/COFF, of Apple's mach-o/loader.h
+and of the WebAssembly core specification. Archives (.tar) are TVM's.
 """
 
 from __future__ import annotations
@@ -9,18 +9,24 @@ from __future__ import annotations
 import re
 import struct
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-ELF = b"\x7fELF"
-_MACHINES = {183: "aarch64", 62: "x86_64", 40: "arm", 3: "i386", 243: "riscv", 164: "hexagon"}
+import elfparts
+
+_MACHINES = {
+    elfparts.AARCH64: "aarch64",
+    elfparts.X86_64: "x86_64",
+    40: "arm",
+    3: "i386",
+    243: "riscv",
+    164: "hexagon",
+}
 _COFF = {0x8664: "x86_64", 0xAA64: "aarch64"}
 _MACHO = {0x01000007: "x86_64", 0x0100000C: "aarch64"}
+# The same numbers in ELF and in Mach-O.
 _TYPES = {1: "object", 2: "program", 3: "shared library"}
-_SYMTAB, _DYNSYM = 2, 11
-_PT_LOAD = 1
-_LOCAL, _UNDEFINED = 0, 0
 # The symbol under which TVM packs a module's device code; the second one before its ffi.
 BLOBS = ("__tvm_ffi__library_bin", "__tvm_dev_mblob")
 _KERNEL = re.compile(rb"__kernel void (\w+)\s*\(")
@@ -54,14 +60,12 @@ class Object:
 
 
 def read(name: str, data: bytes) -> Object:
-    """What an object file is. Raises Damaged for an ELF file that is cut short."""
-    form, machine, kind = _kind(data)
-    defined: tuple[str, ...] = ()
-    if form == "elf":
-        try:
-            defined = tuple(symbols(data))
-        except (struct.error, IndexError) as error:
-            raise Damaged(f"{name} is a damaged ELF file: {error}") from error
+    """What an object file is. Raises Damaged for an ELF file of 32 bits, or one cut short."""
+    try:
+        form, machine, kind = _kind(data)
+        defined = tuple(elfparts.symbols(data)) if form == "elf" else ()
+    except elfparts.ElfError as error:
+        raise Damaged(f"{name} {error}") from error
     kernels = tuple(sorted({k.decode() for k in _KERNEL.findall(data)}))
     return Object(
         name=name,
@@ -75,8 +79,8 @@ def read(name: str, data: bytes) -> Object:
 
 
 def _kind(data: bytes) -> tuple[str, str, str]:
-    if data[:4] == ELF and len(data) >= 64:
-        kind, machine = struct.unpack_from("<HH", data, 16)
+    if data[:4] == elfparts.MAGIC:
+        kind, machine = elfparts.head(data)
         return "elf", _MACHINES.get(machine, f"machine {machine}"), _TYPES.get(kind, str(kind))
     if data[:4] == b"\xcf\xfa\xed\xfe" and len(data) >= 16:
         machine, _, kind = struct.unpack_from("<III", data, 4)
@@ -88,43 +92,12 @@ def _kind(data: bytes) -> tuple[str, str, str]:
     return "data", "", ""
 
 
-def symbols(data: bytes) -> Iterator[str]:
-    """The global symbols that an ELF-64 file defines."""
-    heads, count, size = _sections(data)
-    for i in range(count):
-        kind, _, _, at, length, link, _, _, each = struct.unpack_from(
-            "<IQQQQIIQQ", data, heads + i * size + 4
-        )
-        if kind not in (_SYMTAB, _DYNSYM):
-            continue
-        names = struct.unpack_from("<Q", data, heads + link * size + 24)[0]
-        for j in range(length // each):
-            name, info, _, section = struct.unpack_from("<IBBH", data, at + j * each)
-            if info >> 4 != _LOCAL and section != _UNDEFINED:
-                begin = names + name
-                yield data[begin : data.index(b"\0", begin)].decode("utf-8", "replace")
-
-
-def _sections(data: bytes) -> tuple[int, int, int]:
-    """Where the heads of sections begin, how many there are, and how long each is."""
-    heads = struct.unpack_from("<Q", data, 40)[0]
-    size, count = struct.unpack_from("<HH", data, 58)
-    if heads + count * size > len(data):
-        raise struct.error(f"it should have {heads + count * size} bytes and has {len(data)}")
-    return heads, count, size
-
-
 def load_alignments(data: bytes) -> list[int]:
     """How the segments that are loaded of an ELF-64 file are aligned, in bytes."""
-    if data[:4] != ELF or len(data) < 64:
-        raise Damaged("it is not an ELF file")
-    table = struct.unpack_from("<Q", data, 32)[0]
-    size, count = struct.unpack_from("<HH", data, 54)
-    found = []
-    for i in range(count):
-        if struct.unpack_from("<I", data, table + i * size)[0] == _PT_LOAD:
-            found.append(struct.unpack_from("<Q", data, table + i * size + 48)[0])
-    return sorted(set(found))
+    try:
+        return sorted({s.align for s in elfparts.segments(data) if s.kind == elfparts.LOAD})
+    except elfparts.ElfError as error:
+        raise Damaged(f"it {error}") from error
 
 
 def read_library(file: Path) -> list[Object]:

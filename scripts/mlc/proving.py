@@ -150,7 +150,7 @@ def _compare(
         began = time.perf_counter()
         row = model.last(ids)
         seconds, read = seconds + time.perf_counter() - began, read + len(ids)
-        each.append(_against(row, wanted[n], asked.prompts[n]))
+        each.append(texts.against(row, wanted[n], asked.prompts[n]))
         each[-1]["same_tokens"] = asked.app_ids[n] == ids
         told("logits", len(ids))
     nats, count = 0.0, 0
@@ -159,30 +159,11 @@ def _compare(
         nats, count = nats + more, count + scored
         told("perplexity", len(ids))
     _warn(stage, asked, each)
-    quantised = texts.perplexity(nats, count)
-    float_ = texts.perplexity(sum(asked.window_nats), count)
+    float_perplexity = texts.perplexity(sum(asked.window_nats), count)
     return {
-        "prompts": each,
-        "cosine_mean": statistics.fmean(e["cosine"] for e in each),
-        "cosine_min": min(e["cosine"] for e in each),
-        "divergence_nats_mean": statistics.fmean(e["divergence_nats"] for e in each),
-        "perplexity_float": float_,
-        "perplexity_quantised": quantised,
-        "perplexity_ratio": quantised / float_,
-        "perplexity_tokens": count,
+        **texts.figures(each, nats, count, float_perplexity),
         "prefill_tokens_per_second": round(read / seconds, 1),
         "prefill_prompt_tokens": read,
-    }
-
-
-def _against(row: Any, wanted: Any, prompt: str) -> dict[str, Any]:
-    width = min(len(row), len(wanted))  # some checkpoints pad the vocabulary, some exports do not
-    got, want = row[:width], wanted[:width]
-    return {
-        "prompt": prompt,
-        "cosine": texts.cosine(got, want),
-        "divergence_nats": texts.divergence(want, got),
-        "same_next_token": bool(got.argmax() == want.argmax()),
     }
 
 

@@ -17,7 +17,9 @@ class Target:
     """One target: `device` as compile takes it, `codegen` that TVM must have, file's suffixes.
 
     `programs` are looked for on PATH, unless only objects are made; `elsewhere` says where a
-    machine has them. `phone` is a target that links the library under a prefix.
+    machine has them, `kernels` that they compile the kernels, so that objects want them, too.
+    `phone` is a target that links the library under a prefix. The host's own table
+    (backends/mlc_targets.py) says the same of programs and files to the user beforehand.
     """
 
     device: str
@@ -26,6 +28,7 @@ class Target:
     host: str = "auto"
     programs: tuple[str, ...] = ()
     elsewhere: str = ""
+    kernels: bool = False
     phone: bool = False
 
     def check(self, name: str, file: str, codegens: Sequence[str]) -> None:
@@ -38,26 +41,22 @@ class Target:
         suffix = Path(file).suffix
         if suffix not in (*self.suffixes, ".tar"):
             raise BadInput(f"{file}: for {name} it is {' or '.join(self.suffixes)}, or .tar")
-        if suffix == ".tar" and not self.always:
+        if suffix == ".tar" and not self.kernels:
             return
         missing = [p for p in self.programs if shutil.which(p) is None]
         if missing:
             raise BadInput(
                 f"for {name} {' and '.join(missing)} must be there: {self.elsewhere}",
                 remedy="compile there, or take the objects alone (.tar) and link them there"
-                if not self.always
+                if not self.kernels
                 else "compile there with the same mlc_llm",
             )
-
-    @property
-    def always(self) -> bool:
-        """Whether its programs are wanted for objects, too: they compile the kernels."""
-        return self.device in ("iphone", "cuda")
 
 
 _CPU_LEVELS = {"avx2": "x86-64-v3", "": "x86-64-v2"}
 # Beside a GPU the processor does little; "auto" would compile for the very one that is here.
 _LINUX = f"{platform.machine()}-unknown-linux-gnu"
+_XCODE = "Xcode's command line tools on a Mac have it"
 
 TARGETS: Mapping[str, Target] = {
     "android": Target(device="android", codegen="opencl", suffixes=(".tar",), phone=True),
@@ -69,7 +68,8 @@ TARGETS: Mapping[str, Target] = {
         codegen="metal",
         suffixes=(".tar",),
         programs=("xcrun",),
-        elsewhere="Xcode's command line tools on a Mac have it",
+        elsewhere=_XCODE,
+        kernels=True,
         phone=True,
     ),
     "metal": Target(
@@ -78,7 +78,7 @@ TARGETS: Mapping[str, Target] = {
         suffixes=(".dylib",),
         host="arm64-apple-darwin",
         programs=("xcrun",),
-        elsewhere="Xcode's command line tools on a Mac have it",
+        elsewhere=_XCODE,
     ),
     "cuda": Target(
         device="cuda",
@@ -87,6 +87,7 @@ TARGETS: Mapping[str, Target] = {
         host=_LINUX,
         programs=("nvcc",),
         elsewhere="NVIDIA's CUDA toolkit has it",
+        kernels=True,
     ),
     "vulkan": Target(device="vulkan:generic", codegen="vulkan", suffixes=(".so",), host=_LINUX),
     "windows": Target(

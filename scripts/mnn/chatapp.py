@@ -9,17 +9,14 @@ what it makes is not the same byte for byte.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-import apkfile
 import apksign
+import gradlerun
 from stagekit import BadInput, Stage, main
 
 PAGE = 16384
@@ -45,17 +42,9 @@ def run(stage: Stage) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         app = lay_out(library, work)
-        assembled = _assemble(stage, app, build, work)
-        signer = _sign(assembled, apk, work)
-    told = {
-        "build": build,
-        "bytes": apk.stat().st_size,
-        "sha256": hashlib.sha256(apk.read_bytes()).hexdigest(),
-        "abis": apkfile.abis(apk),
-        "signed_by": signer,
-    }
-    if wrong := apkfile.misaligned(apk, PAGE):
-        raise RuntimeError(f"{', '.join(wrong)} do not begin on a page of {PAGE} bytes")
+        assembled = gradlerun.assemble(app, TASKS[build], work, cpus=stage.cpus)
+        key = apksign.fresh_key(work / "secrets")
+        told = {"build": build, **apksign.finish(assembled, apk, work, key, PAGE)}
     text = json.dumps(told, indent=1, sort_keys=True)
     (out / "app.json").write_text(text + "\n", encoding="utf-8", newline="\n")
     stage.note(f"MnnLlmChat.apk, {told['bytes']:,} bytes, with a key made for this build")
@@ -70,38 +59,7 @@ def lay_out(library: Path, work: Path) -> Path:
     installed = work / "MNN" / INSTALLED
     installed.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(library, installed / library.name)
-    app = work / "MNN" / APP
-    sdk = os.environ.get("ANDROID_HOME", "")
-    (app / "local.properties").write_text(f"sdk.dir={sdk}\n", encoding="utf-8")
-    return app
-
-
-def _assemble(stage: Stage, app: Path, build: str, work: Path) -> Path:
-    gradle = shutil.which("gradle")
-    if gradle is None:
-        raise RuntimeError("the toolchain has no Gradle")
-    words = [gradle, "--project-dir", str(app), "--no-daemon", "--console=plain"]
-    words += [f"--max-workers={stage.cpus}", "--stacktrace", TASKS[build]]
-    homes = {"GRADLE_USER_HOME": str(work / "gradle"), "ANDROID_USER_HOME": str(work / "android")}
-    print(f"$ {' '.join(words)}", file=sys.stderr, flush=True)
-    done = subprocess.run(words, env={**os.environ, **homes}, stdout=sys.stderr, check=False)
-    if done.returncode:
-        raise RuntimeError(f"gradle ended with {done.returncode}; the log has its words")
-    made = sorted((app / "app/build/outputs/apk").rglob("*.apk"))
-    if len(made) != 1:
-        raise RuntimeError(f"gradle ended well and made {len(made)} packages")
-    return made[0]
-
-
-def _sign(assembled: Path, apk: Path, work: Path) -> str:
-    secrets = work / "secrets"
-    secrets.mkdir()
-    keystore, aligned = secrets / "debug.keystore", work / "aligned.apk"
-    apksign.make_debug_keystore(keystore, secrets)
-    apksign.align(assembled, aligned, PAGE)
-    signed = apksign.sign(aligned, apk, apksign.debug_key(keystore, secrets))
-    apk.with_name(f"{apk.name}.idsig").unlink(missing_ok=True)
-    return str(signed.subject)
+    return work / "MNN" / APP
 
 
 if __name__ == "__main__":

@@ -177,7 +177,7 @@ def _compare(
     wanted = np.load(stage.input("reference") / "logits.npz")["prompts"]
     each = []
     for prompt, ids, row in zip(reference["prompts"], reference["prompt_ids"], wanted, strict=True):
-        each.append(_against(_rows(llm, ids)[-1], row, prompt))
+        each.append(texts.against(_rows(llm, ids)[-1], row, prompt))
         each[-1]["same_tokens"] = tokens(llm, prompt, reference["templated"]) == ids
         told("logits")
     nats, count = 0.0, 0
@@ -186,28 +186,7 @@ def _compare(
         nats, count = nats + more, count + scored
         told("perplexity")
     _warn(stage, each)
-    quantised = texts.perplexity(nats, count)
-    return {
-        "prompts": each,
-        "cosine_mean": statistics.fmean(e["cosine"] for e in each),
-        "cosine_min": min(e["cosine"] for e in each),
-        "divergence_nats_mean": statistics.fmean(e["divergence_nats"] for e in each),
-        "perplexity_float": reference["perplexity"],
-        "perplexity_quantised": quantised,
-        "perplexity_ratio": quantised / reference["perplexity"],
-        "perplexity_tokens": count,
-    }
-
-
-def _against(row: Any, wanted: Any, prompt: str) -> dict[str, Any]:
-    width = min(len(row), len(wanted))  # some checkpoints pad the vocabulary, some exports do not
-    got, want = row[:width], wanted[:width]
-    return {
-        "prompt": prompt,
-        "cosine": texts.cosine(got, want),
-        "divergence_nats": texts.divergence(want, got),
-        "same_next_token": bool(got.argmax() == want.argmax()),
-    }
+    return texts.figures(each, nats, count, reference["perplexity"])
 
 
 def tokens(llm: Any, prompt: str, templated: bool) -> list[int]:

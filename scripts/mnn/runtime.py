@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import elfparts
-
+import toolcall
 from stagekit import BadInput, Stage, main
 
 PAGE = 16384
@@ -119,7 +119,7 @@ def run(stage: Stage) -> None:
         job = Job(
             kind=kind, separate=separate, source=work / "MNN", ndk=ndk, sdk=sdk, work=work / "build"
         )
-        _call([*configure_words(job)], "cmake")
+        toolcall.call("cmake", configure_words(job), os.environ)
         _build(stage, job)
         out = stage.output("runtime")
         gather(job, out / job.abi)
@@ -160,13 +160,6 @@ def configure_words(job: Job) -> list[str]:
     options["CMAKE_SKIP_RPATH"] = "ON"
     words = ["cmake", "-S", str(job.source), "-B", str(job.work), "-G", "Ninja"]
     return [*words, *(f"-D{name}={value}" for name, value in sorted(options.items()))]
-
-
-def _call(words: list[str], name: str) -> None:
-    print(f"$ {' '.join(words)}", file=sys.stderr, flush=True)
-    done = subprocess.run(words, stdout=sys.stderr, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{name} ended with {done.returncode}; the log has its words")
 
 
 def _build(stage: Stage, job: Job) -> None:

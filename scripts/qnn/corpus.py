@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import chat
-
 from stagekit import BadInput
 
 # Windows of this many chunks, where the context has room for them.

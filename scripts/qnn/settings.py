@@ -20,9 +20,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import chat
 import jsons
 
+import chat
 from stagekit import BadInput, Stage, main
 
 CONFIG, EXTENSIONS = "genie_config.json", "htp_backend_ext_config.json"

@@ -134,9 +134,11 @@ def _kits_fetched(job: Job, toolchains: Iterable[Toolchain], reporter: Reporter)
 
     lacking = {t.asked: [kit for kit in t.kits if not is_ready(kit)] for t in toolchains}
     kits = {kit.name: kit for found in lacking.values() for kit in found}
+    # What does without the toolchains under a licence is another way than without all of them.
+    gated = [name for name, found in lacking.items() if any(kit.licence for kit in found)]
+    with _ways_out(job, gated):
+        licences.settle_for(kits.values())
     with _ways_out(job, [name for name, found in lacking.items() if found]):
-        for kit in kits.values():
-            licences.settle([kit.licence], whose=kit.name)
         reporter.started("kits", ", ".join(kits))
         try:
             yield Task(reporter, "kits")

@@ -222,11 +222,12 @@ def offline(vendor_dir: str | None, accept_licence: str | None) -> None:
 
     Raises UsageError for a folder that is not there, or a licence that nothing asks for.
     """
-    if folder := given("vendor-dir", vendor_dir):
+    option = given("vendor-dir", vendor_dir)
+    if folder := option or os.environ.get("EDGEKILN_VENDOR", ""):
         place = Path(folder).expanduser().absolute()
         if not place.is_dir():
             raise UsageError(
-                f"--vendor-dir {folder} is no folder",
+                f"{'--vendor-dir' if option else 'EDGEKILN_VENDOR'} {folder} is no folder",
                 remedy="fill one with `kiln toolchains fetch NAME --to DIR`",
             )
         os.environ["EDGEKILN_VENDOR"] = str(place)

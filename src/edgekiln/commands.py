@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekiln import units
-from edgekiln.errors import EngineError, KilnError, ToolchainError, UsageError
+from edgekiln.errors import AccessError, EngineError, KilnError, ToolchainError, UsageError
 from edgekiln.home import home, project
 from edgekiln.report import Reporter, Task, make_reporter, table
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from edgekiln.device.run import Asked
     from edgekiln.engine import Engine
     from edgekiln.kits import Kit
+    from edgekiln.problems import Problem
     from edgekiln.toolchain import Toolchain
 
 # Programs that tests call, and the packages of Debian and Ubuntu that hold them.
@@ -255,8 +256,7 @@ def toolchains_fetch(name: str, *, to: Path, image: bool) -> None:
     from edgekiln.toolchain import load_toolchain
 
     toolchain = load_toolchain(name)
-    for kit in toolchain.kits:
-        licences.settle([kit.licence], whose=kit.name)
+    licences.settle_for(toolchain.kits)
     folder = to.expanduser().absolute()
     with _task(f"fetch {name}") as task:
         filled = vendor.fill(toolchain, folder, task)
@@ -353,19 +353,12 @@ def store_gc(*, days: int, everything: bool, dry_run: bool) -> None:
 
 def bundle_lint(folder: str, *, model: str) -> None:
     """Print what is wrong with a Genie bundle. Raises BundleError where there are errors."""
-    from edgekiln.errors import BundleError
     from edgekiln.genie import lint
 
     place = Path(folder).expanduser()
     problems = lint(place, Path(model).expanduser() if model else None)
-    print("\n".join(p.text for p in problems) or f"{place}: nothing found")
-    errors = sum(p.level == "error" for p in problems)
-    if errors:
-        raise BundleError(
-            f"{place}: {errors} {'errors' if errors > 1 else 'error'}",
-            why="Genie or the phone would refuse the bundle, or answer wrongly",
-            remedy="each line above says what to do",
-        )
+    why = "Genie or the phone would refuse the bundle, or answer wrongly"
+    _tell_problems(place, problems, "nothing found", why)
 
 
 def sign(folder: str, *, key: str, new_key: bool, sigstore: bool) -> None:
@@ -415,16 +408,21 @@ def verify_signature(folder: str, *, key: str, identity: str, issuer: str) -> No
 def package_check(file: str) -> None:
     """Print what is wrong with a package's configuration. Raises BundleError for errors."""
     from edgekiln.backends.mlc_package import check_file
-    from edgekiln.errors import BundleError
 
     place = Path(file).expanduser()
-    problems = check_file(place)
-    print("\n".join(p.text for p in problems) or f"{place}: every model has its library")
-    errors = sum(p.level == "error" for p in problems)
-    if errors:
+    why = "mlc_llm package would end with them, after minutes; or the app, when it runs"
+    _tell_problems(place, check_file(place), "every model has its library", why)
+
+
+def _tell_problems(place: Path, problems: list[Problem], none: str, why: str) -> None:
+    """Print problems, or that there are none. Raises BundleError where one is an error."""
+    from edgekiln.errors import BundleError
+
+    print("\n".join(p.text for p in problems) or f"{place}: {none}")
+    if errors := sum(p.level == "error" for p in problems):
         raise BundleError(
             f"{place}: {errors} {'errors' if errors > 1 else 'error'}",
-            why="mlc_llm package would end with them, after minutes; or the app, when it runs",
+            why=why,
             remedy="each line above says what to do",
         )
 
@@ -541,13 +539,30 @@ def device_install(
     reporter.result("installed", value, text)
 
 
+def _refuse_no_log(log: Path) -> None:
+    """Raise UsageError for what is no text, in which nothing would be found and all seem well."""
+    remedy = "give a file; builds name theirs"
+    if log.is_dir():
+        raise UsageError(f"{log} is a folder", remedy=remedy)
+    if not log.is_file():
+        raise UsageError(f"there is no log {log}", remedy=remedy)
+    try:
+        with log.open("rb") as file:
+            begins = file.read(4096)
+    except OSError as error:
+        raise AccessError(f"cannot read {log}", why=error.strerror or str(error)) from error
+    if not begins:
+        raise UsageError(f"{log} is empty", remedy="give the log of what went wrong")
+    if b"\0" in begins and begins[:2] not in (b"\xff\xfe", b"\xfe\xff"):
+        raise UsageError(f"{log} is no text", remedy="give a log as text, unpacked")
+
+
 def explain(reporter: Reporter, log: Path) -> None:
     """Say which known faults a log tells of."""
     from edgekiln.faults import explain_all
 
     log = log.expanduser()
-    if not log.is_file():
-        raise UsageError(f"there is no log {log}", remedy="give a file; builds name theirs")
+    _refuse_no_log(log)
     found = explain_all(log)
     lines = []
     for each in found:

@@ -143,8 +143,10 @@ def _to_come(kit: Kit) -> str:
     known = units.size(sum(part.size for part in absent))
     unknown = sum(1 for part in absent if not part.size)
     sizes = [known] if unknown < len(absent) else []
-    sizes += [f"{unknown} of unknown size"] if unknown else []
-    said = f"to be fetched: {', '.join(part.file for part in absent)} ({' and '.join(sizes)})"
+    sizes += [f"{unknown} of unknown size" if sizes else "size unknown"] if unknown else []
+    plural = "repositories" if all(p.file.endswith(".git") for p in absent) else "files"
+    what = absent[0].file if len(absent) == 1 else f"{len(absent)} {plural}"
+    said = f"to be fetched: {what} ({' and '.join(sizes)})"
     if kit.licence and not licences.accepted(kit.licence):
         said += f"; wants --accept-licence {kit.licence}"
     return said

@@ -6,6 +6,7 @@ each piece is asked for a handful of byte strings; only lines that hold one are 
 
 from __future__ import annotations
 
+import codecs
 import io
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -100,6 +101,10 @@ def explain_all(log: Path) -> list[Found]:
     """Every known fault in a log, those that say more first, each with its first line."""
     try:
         with log.open("rb") as file:
+            # What PowerShell's `>` writes is UTF-16.
+            if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                return explain_texts(log.read_bytes().decode("utf-16", "replace"))
+            file.seek(0)
             return _explain(file)
     except OSError:
         return []

@@ -104,7 +104,9 @@ def _all_failed(target: Path, failures: Sequence[KilnError]) -> KilnError:
     if len(failures) == 1:
         return told
     why = f"{told.what}: {told.why} ({len(failures)} places tried)"
-    return type(told)(f"{target.name} could not be fetched", why=why, remedy=told.remedy)
+    error = type(told)(f"{target.name} could not be fetched", why=why, remedy=told.remedy)
+    error.__cause__ = told
+    return error
 
 
 def _local(place: str, name: str) -> Path | None:

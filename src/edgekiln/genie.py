@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 from edgekiln.errors import ArtifactError, nearest
 from edgekiln.genie_schema import (
@@ -30,29 +30,13 @@ from edgekiln.genie_schema import (
     Block,
     misfits,
 )
+from edgekiln.problems import Level, Problem, worst_first
 
-Level = Literal["error", "warning", "note"]
 # The vendor's own graph names: ar128-cl4096_1_of_3; ours: ar128_cl1024_1_of_1.
 _GRAPH_NAME = re.compile(rb"ar(\d{1,4})[-_]cl(\d{2,6})[-_](\d{1,3})_of_(\d{1,3})")
 _SHARED = "weight_sharing_enabled"
 _LLAMA3_VOCABULARY = 128256
 _READ = 1 << 24
-
-
-@dataclass(frozen=True, kw_only=True)
-class Problem:
-    """Something found: how bad, where, what, and what to do about it."""
-
-    level: Level
-    where: str
-    what: str
-    remedy: str = ""
-
-    @property
-    def text(self) -> str:
-        """One line, or two."""
-        line = f"{self.level + ':':<9}{self.where}: {self.what}"
-        return f"{line}\n         do: {self.remedy}" if self.remedy else line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +82,7 @@ def lint(folder: Path, model: Path | None = None) -> list[Problem]:
     which there is no Genie configuration.
     """
     found = [p for bundle in _bundles(folder, model) for rule in RULES for p in rule(bundle)]
-    order = {"error": 0, "warning": 1, "note": 2}
-    return sorted(dict.fromkeys(found), key=lambda p: order[p.level])
+    return worst_first(found)
 
 
 def _bundles(folder: Path, model: Path | None) -> list[Bundle]:

@@ -93,11 +93,15 @@ def refuse_idle(options: Any, given: Iterable[str], *, where: str) -> None:
         other, values = needs
         chosen = getattr(options, other)
         if chosen not in values:
-            wanted = " or ".join(str(value) for value in values)
+            switch = isinstance(chosen, bool)
+            wanted = "" if switch else " " + " or ".join(str(value) for value in values)
             raise UsageError(
-                f"{where}.{name} is for {other} {wanted}, and {other} is {chosen}",
+                f"{where}.{name} is for {other}{wanted}, and {other} is "
+                + (("off", "on")[chosen] if switch else str(chosen)),
                 why="it would be passed over",
-                remedy=f"leave {name} out, or take {other} {wanted}",
+                remedy=f"leave {name} out, or "
+                + (("add", "leave out")[chosen] if switch else "take")
+                + f" {other}{wanted}",
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -166,5 +167,7 @@ def _cause(error: BaseException) -> str:
     """One line from what lies deepest under an exception of requests."""
     while (deeper := error.__cause__ or error.__context__) is not None:
         error = deeper
+    if isinstance(error, socket.gaierror):
+        return f"its server's name cannot be looked up ({error.strerror})"
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 from dataclasses import dataclass, field
@@ -11,30 +10,10 @@ from typing import Any
 
 import pytest
 
-from edgekiln.home import project
 from tests.builds.tinyllm import MAKE_MODEL
+from tests.stages import SCRIPTS, Ran, run_stage
 
-SCRIPTS = project() / "scripts"
 TEXTS = SCRIPTS / "qnn" / "data"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ran:
-    """What a stage said and left."""
-
-    code: int
-    events: list[dict[str, Any]]
-    log: str
-    out: Path
-
-    @property
-    def error(self) -> str:
-        """The error's line, or nothing."""
-        return next((e["text"] for e in self.events if e["event"] == "error"), "")
-
-    def notes(self) -> str:
-        """All notes together."""
-        return "\n".join(e["text"] for e in self.events if e["event"] == "note")
 
 
 @dataclass(kw_only=True)
@@ -56,30 +35,8 @@ class Stages:
         """Run a program; `env` is added to the environment."""
         self.count += 1
         place = self.place / f"{self.count}-{program}"
-        for folder in ("in", "out", "home"):
-            (place / folder).mkdir(parents=True)
-        for name, source in inputs.items():
-            (place / "in" / name).symlink_to(source)
-        (place / "params.json").write_text(json.dumps(params), encoding="utf-8")
-        done = subprocess.run(
-            [str(python), str(SCRIPTS / self.folder / f"{program}.py")],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={
-                "PATH": os.environ["PATH"],
-                "HOME": str(place / "home"),
-                "PYTHONHASHSEED": "0",
-                "PYTHONPATH": str(SCRIPTS),
-                "KILN_IN": str(place / "in"),
-                "KILN_OUT": str(place / "out"),
-                "KILN_PARAMS": str(place / "params.json"),
-                "KILN_CPUS": "2",
-                **env,
-            },
-        )
-        events = [json.loads(line) for line in done.stdout.splitlines()]
-        return Ran(code=done.returncode, events=events, log=done.stderr, out=place / "out")
+        wanted = f"{self.folder}/{program}"
+        return run_stage(wanted, place, python=python, inputs=inputs, params=params, env=env)
 
     def done(self, python: Path, program: str, inputs: dict[str, Path], **params: Any) -> Path:
         """Run a program that ends well; its output folder."""

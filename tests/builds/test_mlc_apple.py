@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 
 from edgekiln.artifacts import archives
 from edgekiln.backends.mlc_package import CONFIG, check_file
-from tests.builds.kit import call
-from tests.builds.tvmlibs import ARM, MAKE_LIBRARIES
+from tests.builds.tvmlibs import ARM, make_libraries
 
 pytestmark = pytest.mark.slow
 
@@ -25,11 +23,7 @@ LIBRARIES = (
 
 @pytest.fixture(scope="module")
 def made(tvm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("libraries")
-    command = [str(tvm_python), "-s", "-c", MAKE_LIBRARIES, str(place), *LIBRARIES]
-    done = call(command, {**os.environ, "PYTHONHASHSEED": "0"})
-    assert done.returncode == 0, done.stderr[-2000:]
-    return place
+    return make_libraries(tvm_python, tmp_path_factory.mktemp("libraries"), *LIBRARIES)
 
 
 def wrong(folder: Path, device: str, file: str, model_lib: str = QWEN) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,8 @@ from typing import Any
 import pytest
 
 from edgekiln.backends.mlc_package import CONFIG, Packed, check_file, package_config
-from edgekiln.genie import Problem
-from tests.builds.kit import call
-from tests.builds.tvmlibs import ARM, MAKE_LIBRARIES
+from edgekiln.problems import Problem
+from tests.builds.tvmlibs import ARM, make_libraries
 
 pytestmark = pytest.mark.slow
 
@@ -31,11 +29,7 @@ LIBRARIES = (
 @pytest.fixture(scope="module")
 def made(tvm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Libraries as TVM writes them, compressed and all."""
-    place = tmp_path_factory.mktemp("libraries")
-    command = [str(tvm_python), "-s", "-c", MAKE_LIBRARIES, str(place), *LIBRARIES]
-    done = call(command, {**os.environ, "PYTHONHASHSEED": "0"})
-    assert done.returncode == 0, done.stderr[-2000:]
-    return place
+    return make_libraries(tvm_python, tmp_path_factory.mktemp("libraries"), *LIBRARIES)
 
 
 @pytest.fixture

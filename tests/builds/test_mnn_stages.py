@@ -7,15 +7,15 @@ import json
 import os
 import subprocess
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from tests.builds.tinyllm import MAKE_MODEL
+from tests.stages import SCRIPTS, Ran, run_stage
 
 pytestmark = pytest.mark.slow
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 FAMILIES = ("llama", "qwen2", "qwen3")
 
 
@@ -50,17 +50,6 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     }
 
 
-class Ran(NamedTuple):
-    code: int
-    events: list[dict[str, Any]]
-    log: str
-    out: Path
-
-    @property
-    def error(self) -> str:
-        return str(next((e["text"] for e in self.events if e["event"] == "error"), ""))
-
-
 class Bench:
     """Runs stage programs in folders of one test's own."""
 
@@ -70,28 +59,10 @@ class Bench:
     def run(self, program: str, params: object = None, **inputs: Path) -> Ran:
         self.count += 1
         place = self.place / f"{self.count}-{program}"
-        for folder in ("in", "out", "home"):
-            (place / folder).mkdir(parents=True)
-        for name, source in inputs.items():
-            (place / "in" / name).symlink_to(source)
-        (place / "params.json").write_text(json.dumps(params or {}), encoding="utf-8")
-        done = subprocess.run(
-            [self.python, str(SCRIPTS / "mnn" / f"{program}.py")],
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            check=False,
-            env=environment(
-                place / "home",
-                KILN_IN=str(place / "in"),
-                KILN_OUT=str(place / "out"),
-                KILN_PARAMS=str(place / "params.json"),
-                KILN_CPUS="2",
-            ),
+        env = environment(place / "home")
+        return run_stage(
+            f"mnn/{program}", place, python=self.python, inputs=inputs, params=params, env=env
         )
-        events = [json.loads(line) for line in done.stdout.splitlines()]
-        return Ran(done.returncode, events, done.stderr, place / "out")
 
     def done(self, program: str, params: object = None, **inputs: Path) -> Ran:
         ran = self.run(program, params, **inputs)

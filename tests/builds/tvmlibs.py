@@ -1,7 +1,14 @@
 """Libraries of one small layer, compiled by TVM as mlc_llm compiles a model's."""
 
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tests.builds.kit import call
+
 # Run by the toolchain's Python: FOLDER, then NAME:PREFIX:KIND:TRIPLE for each.
-MAKE_LIBRARIES = """
+_MAKE = """
 import sys
 import tvm
 from tvm import relax
@@ -38,6 +45,16 @@ for word in wanted:
 """
 
 ARM = "aarch64-linux-android"
+
+
+def make_libraries(python: Path, folder: Path, *wanted: str) -> Path:
+    """Have TVM compile libraries into a folder, each NAME:PREFIX:KIND:TRIPLE."""
+    folder.mkdir(exist_ok=True)
+    command = [str(python), "-s", "-c", _MAKE, str(folder), *wanted]
+    done = call(command, {**os.environ, "PYTHONHASHSEED": "0"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder
+
 
 # Run by the toolchain's Python, with scripts/mlc on its path: the slots each shape function writes.
 SHAPE_FUNCTIONS = """

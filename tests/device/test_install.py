@@ -237,6 +237,7 @@ def test_an_app_that_no_phone_takes_stays_here(
     with pytest.raises(ArtifactError) as caught:
         source(path)
     assert caught.value.remedy
+    assert ("is no app" in caught.value.what) == (how in ("text", "cut"))
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 import subprocess
 import tarfile
 from collections.abc import Iterable, Iterator
@@ -74,3 +75,18 @@ def _entry(archive: tarfile.TarFile, member: tarfile.TarInfo) -> tuple[object, .
     content = archive.extractfile(member) if member.isfile() else None
     what = hashlib.sha256(content.read()).hexdigest() if content else member.linkname
     return what, member.mode, member.uid, member.gid, member.size
+
+
+@contextmanager
+def changed(engine: Engine, image: str, script: str) -> Iterator[str]:
+    """The image after a script ran in it as root."""
+    name = f"edgekiln-test/changed:{secrets.token_hex(4)}"
+    container = called(engine, ["create", "--user", "0", image, "sh", "-c", script])
+    try:
+        called(engine, ["start", "--attach", container])
+        change = ["--change", "USER 65534:65534", "--change", 'CMD ["python3"]']
+        called(engine, ["commit", *change, container, name])
+        yield name
+    finally:
+        called(engine, ["rm", "--force", container])
+        called(engine, ["rmi", name])

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 
 from edgekiln import images
@@ -13,7 +9,7 @@ from edgekiln.engine import Engine
 from edgekiln.errors import ImageError
 from edgekiln.progress import Silent
 from edgekiln.toolchain import load_toolchain
-from tests.images.content import called
+from tests.images.content import changed
 
 pytestmark = pytest.mark.engine
 
@@ -24,21 +20,6 @@ _LIBRARIES = "/opt/edgekiln/lib/python3.11/site-packages/onnxruntime_qnn"
 def qnn(engine: Engine) -> str:
     """The qnn image's tag."""
     return images.build(engine, load_toolchain("qnn"), Silent())
-
-
-@contextmanager
-def changed(engine: Engine, image: str, script: str) -> Iterator[str]:
-    """The image after a script ran in it as root."""
-    name = f"edgekiln-test/changed:{secrets.token_hex(4)}"
-    container = called(engine, ["create", "--user", "0", image, "sh", "-c", script])
-    try:
-        called(engine, ["start", "--attach", container])
-        change = ["--change", "USER 65534:65534", "--change", 'CMD ["python3"]']
-        called(engine, ["commit", *change, container, name])
-        yield name
-    finally:
-        called(engine, ["rm", "--force", container])
-        called(engine, ["rmi", name])
 
 
 @pytest.mark.parametrize(

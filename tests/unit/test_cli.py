@@ -142,6 +142,19 @@ def test_mistakes_are_answered_in_words(words: list[str], code: int, said: str) 
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"", "is empty"), (b"\x1f\x8b\x00\x01", "is no text"), (None, "is a folder")],
+)
+def test_what_is_no_log_is_not_found_to_be_well(
+    tmp_path: Path, content: bytes | None, said: str
+) -> None:
+    log = tmp_path / "log"
+    log.mkdir() if content is None else log.write_bytes(content)
+    done = kiln("explain", str(log))
+    assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+
+
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = kiln("store", "list", EDGEKILN_HOME=str(tmp_path / "file"))

@@ -115,3 +115,11 @@ def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path, manifest: Any, sa
         (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(UsageError, match=said):
         read_manifest(tmp_path)
+
+
+def test_a_bundle_with_an_app_is_sent_to_the_command_that_installs_it(tmp_path: Path) -> None:
+    manifest = {"files": {}, "model": {"name": "x"}, "backend": "mlc"}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UsageError) as caught:
+        read_manifest(tmp_path)
+    assert "kiln device install" in caught.value.remedy

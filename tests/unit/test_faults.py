@@ -557,6 +557,16 @@ def test_a_large_log_is_read_in_little_time_and_memory(tmp_path: Path) -> None:
     assert peak < 16 << 20
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+def test_a_log_that_powershell_wrote_is_read(tmp_path: Path, encoding: str) -> None:
+    name, _, message = next(each for each in MESSAGES if each[0] == "libtvm-missing")
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    log = tmp_path / "build.log"
+    log.write_bytes(f"{mark}ok\n{message}\n".encode(encoding))
+    found = explain(log)
+    assert found is not None and found.fault.name == name
+
+
 def test_a_line_without_an_end_is_bounded(tmp_path: Path) -> None:
     log = tmp_path / "line.log"
     log.write_bytes(b"." * (5 << 20) + b" MemoryError")

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from edgekiln.errors import ArtifactError
-from edgekiln.genie import RULES, Problem, lint
+from edgekiln.genie import RULES, lint
 from edgekiln.home import project
+from edgekiln.problems import Problem
 
 LLAMA3 = {
     "rope-type": "llama3",

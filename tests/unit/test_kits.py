@@ -131,17 +131,6 @@ def test_no_network_names_every_missing_file_and_what_to_do(tmp_path: Path) -> N
     assert in_kits() == []
 
 
-def test_settling_without_a_network_names_all_that_is_missing() -> None:
-    gone = "http://127.0.0.1:9"
-    first = Archive(file="first.whl", places=(f"{gone}/first.whl",), trust="first-use")
-    every = [
-        archive_kit(first, name="one"),
-        archive_kit(pinned("ndk.zip", BODY, f"{gone}/ndk.zip"), name="two"),
-    ]
-    with pytest.raises(FetchError, match=r"first.whl .*; also missing: ndk.zip"):
-        kits.settle(every, Silent())
-
-
 class TestVendorFolder:
     """A folder is looked into first, and nothing in it is believed."""
 
@@ -302,6 +291,16 @@ class TestLicences:
                 licences.settle(["android-sdk"], whose="the NDK")
             assert caught.value.why == "you did not accept it"
         assert licences.accepted("android-sdk") is yes
+
+    def test_one_question_is_about_all_that_the_licence_covers(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        covered = [kits.load_kit(name) for name in ("ndk-r27c", "gradle-8.5", "android-sdk")]
+        self.terminal(monkeypatch, "n\ny\n")
+        with pytest.raises(LicenceError, match=r"for ndk-r27c, android-sdk$"):
+            licences.settle_for(covered)
+        assert sys.stdin.read() == "y\n", "asked once only"
+        licences.settle_for(covered[1:2])
 
     def test_one_licence_is_not_another(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("EDGEKILN_ACCEPT_LICENCES", "android-sdk")

@@ -212,6 +212,12 @@ def test_the_archive_test_finds_damage(tmp_path: Path, name: str, body: bytes) -
         unpack(tmp_path / name, tmp_path / "out", Silent())
 
 
+def test_what_is_no_archive_is_told_in_a_few_words(tmp_path: Path) -> None:
+    with pytest.raises(DigestError) as caught:
+        read_through(put(tmp_path, "page.zip", b"<html>Sign in</html>"))
+    assert caught.value.why == "it is no zip and no tar"
+
+
 def test_the_archive_test_passes_what_is_whole(tmp_path: Path) -> None:
     for archive in archives(tmp_path):
         read_through(archive)

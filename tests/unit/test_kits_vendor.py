@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,15 @@ from typing import Any
 import pytest
 
 from edgekiln import kits
-from edgekiln.errors import DigestError, FetchError, ImageError, LicenceError, UsageError
+from edgekiln.errors import (
+    AccessError,
+    DigestError,
+    DiskError,
+    FetchError,
+    ImageError,
+    LicenceError,
+    UsageError,
+)
 from edgekiln.images.context import indexes
 from edgekiln.kits import firstuse, making, shown, vendor
 from edgekiln.kits.definition import Archive
@@ -161,6 +170,33 @@ def test_a_licence_is_wanted_here_too(site: Site, tmp_path: Path) -> None:
     assert site.asked == [] and not (tmp_path / "v").exists()
 
 
+def test_a_folder_that_cannot_be_filled_is_named(site: Site, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(UsageError, match="file is a file"):
+        vendor.fill(toolchain(), file, Silent())
+    with pytest.raises(AccessError, match=f"cannot write {file}/below"):
+        vendor.fill(toolchain(), file / "below", Silent())
+    assert file.read_text() == "mine" and site.asked == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_told_of_the_folder_that_is_filled(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: Path, target: Path) -> None:
+        with Path("/dev/full").open("wb") as file:  # what a copy meets; its words name the source
+            file.write(source.read_bytes())
+
+    monkeypatch.setattr(vendor, "put", full)
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "links"))
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / PURE[0].file).write_bytes(PURE[1])
+    pip_settings.cache_clear()
+    with pytest.raises(DiskError, match=f"the disk is full at {tmp_path / 'v'}"):
+        vendor.fill(toolchain(), tmp_path / "v", Silent())
+
+
 def test_a_failed_installation_names_what_the_folder_lacks(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,6 +221,29 @@ def test_a_dry_run_shows_every_digest_size_and_address() -> None:
         assert f"{deb.name} {deb.version}" in text and deb.sha256 in text
     assert chain.base.lock and chain.base.lock.image_digest in text
     assert "to fetch" in text.splitlines()[-1]
+
+
+def test_a_dry_run_fits_a_terminal_and_says_where_things_are(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain = load_toolchain("mnn")
+    wheel = chain.lock.wheels[0]
+    (tmp_path / "v").mkdir()
+    rows = [replace(row, where="") for row in shown.needed(chain, None)]
+    long = [line for line in shown.text(chain, rows).splitlines() if len(line) > 130]
+    assert long == []
+    here = [
+        replace(row, where=str(tmp_path / "v" / ".." / "v" / wheel.file))
+        if row.name == wheel.file
+        else replace(row, where="in the image")
+        for row in rows
+    ]
+    lines = [line.strip() for line in shown.text(chain, here).splitlines()]
+    at = next(n for n, line in enumerate(lines) if line.endswith(wheel.file))
+    assert lines[at].startswith("here ")
+    assert f"in {tmp_path / 'v'}" in lines[at + 1 : at + 5]
+    assert sum(line.startswith("in the image  ") for line in lines) == len(rows) - 1
+    assert lines[-1].startswith("0 of ")
 
 
 def test_a_dry_run_shows_kits_and_the_licences_they_want(
@@ -220,6 +279,10 @@ def test_the_commands_take_the_folder_and_the_licences(
     assert kits.licences.accepted("android-sdk-preview")
     with pytest.raises(UsageError, match="is no folder"):
         cli.offline(str(tmp_path / "none"), None)
+    monkeypatch.setenv("EDGEKILN_VENDOR", __file__)
+    with pytest.raises(UsageError, match=r"^EDGEKILN_VENDOR .* is no folder"):
+        cli.offline(None, None)
+    monkeypatch.setenv("EDGEKILN_VENDOR", "")
     with pytest.raises(UsageError, match="no licence mit"):
         cli.offline(None, "mit")
 

@@ -91,9 +91,14 @@ def test_the_app_is_signed_with_a_key_that_is_kept_or_the_user_s(tmp_path: Path)
 
 def test_a_keystore_that_is_not_there_is_refused(tmp_path: Path) -> None:
     properties = tmp_path / "keystore.properties"
-    properties.write_text("storeFile=none.jks\n")
-    with pytest.raises(UsageError, match="no storeFile"):
-        plan(options(apk="release", keystore=str(properties)))
+    for written, said in (
+        ("", "is no keystore.properties"),
+        ("storeFile=none.jks\n#storePassword=x\n", "has no storePassword, keyAlias"),
+        ("storeFile=none.jks\nstorePassword=x\nkeyAlias=me\n", "none.jks, where no file is"),
+    ):
+        properties.write_text(written)
+        with pytest.raises(UsageError, match=said):
+            plan(options(apk="release", keystore=str(properties)))
 
 
 def test_a_checkout_runs_on_apache_tvm(checkout: str) -> None:
@@ -186,6 +191,11 @@ def test_several_models_get_stages_and_prefixes_of_their_own() -> None:
     assert inputs[second["library"]] == FromStage(stage="library-1", output="library")
 
 
+def test_one_model_twice_in_a_package_is_told_as_that() -> None:
+    with pytest.raises(UsageError, match="would be in the package twice"):
+        plan(options(also="x", prove="none"), **{"model": deepseek(), "also-1": deepseek()})
+
+
 def test_the_memory_of_the_write_up_s_model_is_what_its_log_says() -> None:
     found = plan(options(**WRITE_UP, vram_safety=1.0))
     (entry,) = _models(found.stage("package"))
@@ -221,6 +231,7 @@ def test_the_way_out_is_told_before_anything_runs(tmp_path: Path, own_home: Path
         build(recipe, Settings(out=tmp_path / "out"), Heard())
     assert "--accept-licence android-sdk" in caught.value.remedy
     assert "--no-package" in caught.value.remedy
+    assert "--mlc-source" not in caught.value.remedy, "it is no way around the licence"
     assert not (tmp_path / "out").exists()
     assert not (own_home / "logs").exists(), "no stage has started"
 

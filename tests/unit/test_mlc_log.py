@@ -10,6 +10,8 @@ sys.path[:0] = [str(SCRIPTS), str(SCRIPTS / "mlc")]
 
 import mlclog  # noqa: E402
 
+import toolcall  # noqa: E402
+
 # compile of the MLC-on-Android write-up.
 COMPILED = """\
 [2025-11-11 17:56:22] INFO auto_config.py:154: Found model type: qwen2. Use `--model-type` to \
@@ -117,8 +119,8 @@ def test_why_a_package_is_refused() -> None:
 
 def test_progress_bars() -> None:
     line = " 37%|███▋      | 112/305 [00:01<00:02, 88.0it/s]"
-    assert mlclog.bar(line) == (112, 305)
-    assert mlclog.bar(COMPILED[0]) is None
+    assert toolcall.bar(line) == (112, 305)
+    assert toolcall.bar(COMPILED[0]) is None
 
 
 def test_the_line_that_says_why() -> None:
@@ -128,12 +130,12 @@ def test_the_line_that_says_why() -> None:
         "ValueError: Unknown model type: smollm3. Available ones: ['llama']",
         "  0%|          | 0/14 [00:00<?, ?it/s]",
     ]
-    assert mlclog.last_words(lines) == lines[2]
-    assert mlclog.last_words(["[2026-11-21 13:27:48] INFO a.py:1: all well", ""]) == "all well"
-    assert mlclog.last_words([]) == "it said nothing"
+    assert toolcall.last_words(lines) == lines[2]
+    assert toolcall.last_words(["[2026-11-21 13:27:48] INFO a.py:1: all well", ""]) == "all well"
+    assert toolcall.last_words([]) == "it said nothing"
     # mlc_llm's own parser of arguments.
     wrong = [
         "argument --device: invalid detect_device value: 'cpu'",
         f"{25 * '-'} Error {25 * '-'}",
     ]
-    assert mlclog.last_words(wrong) == wrong[0]
+    assert toolcall.last_words(wrong) == wrong[0]

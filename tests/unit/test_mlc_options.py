@@ -12,8 +12,9 @@ import pytest
 from edgekiln.backends import load_backend
 from edgekiln.backends.mlc import BACKEND
 from edgekiln.backends.mlc_checks import check_model, check_options, model_id, prefixes, sizes_of
-from edgekiln.backends.mlc_options import NDKS, SIZES, MlcOptions
+from edgekiln.backends.mlc_options import SIZES, MlcOptions
 from edgekiln.backends.mlc_targets import TARGETS
+from edgekiln.backends.ndks import NDKS
 from edgekiln.errors import ModelError, ToolchainError, UsageError
 from edgekiln.home import project
 from edgekiln.options import parse, specs
@@ -90,7 +91,10 @@ def test_every_ndk_is_a_kit_there_is() -> None:
         ({"context_window_size": 512, "prefill_chunk_size": 1024}, "larger than", "at most 512"),
         ({"tensor_parallel_shards": 2}, "are for cuda", "leave them out"),
         ({"package": True, "target": "vulkan"}, "is for Android", "--target android"),
-        ({"also": "a,b", "package": False}, "there is none", "set package"),
+        ({"also": "a,b", "package": False}, "there is none", "leave --no-package out"),
+        ({"apk": "debug", "target": "cuda"}, "apk is for Android, not for cuda", "--target out"),
+        ({"opt": "flashinfer=0;foo=1"}, "nothing MLC knows", "cublas_gemm"),
+        ({"sliding_window_size": 0}, "attend to nothing", "-1 for none"),
         ({"hub": "mlc-ai/model"}, "no address of the Hub", "HF://"),
         ({"hub": "HF://a/b", "also": "x"}, "1 addresses for 2 models", "in order"),
         ({"bundle_weights": False}, "where to fetch", "hub"),
@@ -256,7 +260,7 @@ def test_two_models_of_one_kind_get_prefixes_of_their_own() -> None:
 
 def test_two_models_that_could_not_be_told_apart_are_refused() -> None:
     with pytest.raises(UsageError, match="would have the prefix"):
-        prefixes({"model": model(), "also-1": model()}, options())
+        prefixes({"model": model(name="a.b"), "also-1": model(name="a-b")}, options())
 
 
 def test_no_prefix_is_shorter_than_tvm_takes() -> None:

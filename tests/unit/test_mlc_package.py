@@ -12,7 +12,7 @@ import pytest
 from edgekiln.backends.mlc_package import CONFIG, Packed, check_file, package_config
 from edgekiln.commands import package_check
 from edgekiln.errors import ArtifactError, BundleError
-from edgekiln.genie import Problem
+from edgekiln.problems import Problem
 from tests.unit import tinyelf
 
 PREFIX, LIB = "qwen2_q4f16_1_", "qwen2_q4f16_1"
@@ -317,11 +317,16 @@ def test_what_is_no_configuration_is_told_where(
     assert errors(tmp_path)[0].where == where
 
 
-@pytest.mark.parametrize("text", ["[]", "{", ""])
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, text: str) -> None:
-    (tmp_path / CONFIG).write_text(text)
-    with pytest.raises(ArtifactError, match=CONFIG):
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("[]", "is no mlc-"), ("{", "is no JSON"), ("", "is no JSON"), (None, "cannot be read")],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, text: str | None, said: str) -> None:
+    if text is not None:
+        (tmp_path / CONFIG).write_text(text)
+    with pytest.raises(ArtifactError, match=f"{CONFIG} {said}") as caught:
         check_file(tmp_path)
+    assert caught.value.remedy == f"give an {CONFIG}, or the folder it is in"
 
 
 def test_the_command_leaves_with_16_and_prints_each(

@@ -4,36 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
+import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from edgekiln.backends import mlc_targets
+from tests.stages import SCRIPTS, Ran, run_stage
 from tests.unit import mlc_standin
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 sys.path[:0] = [str(SCRIPTS), str(SCRIPTS / "mlc")]
 
 import mlcpackage  # noqa: E402
-import mlctool  # noqa: E402
 import targets  # noqa: E402
 
+import toolcall  # noqa: E402
 from stagekit import BadInput  # noqa: E402
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ran:
-    """How a program ended."""
-
-    code: int
-    events: list[dict[str, Any]]
-    log: str
-
-    def error(self) -> dict[str, Any]:
-        return next(e for e in self.events if e["event"] == "error")
 
 
 class Bench:
@@ -53,30 +41,13 @@ class Bench:
         (self.model / "config.json").write_text(json.dumps(config))
 
     def run(self, program: str, env: dict[str, str] | None = None, **params: Any) -> Ran:
-        inputs = self.place / "in"
-        if not inputs.exists():
-            inputs.mkdir()
-            (inputs / "model").symlink_to(self.model)
-            (inputs / "source").symlink_to(self.source)
-        (self.place / "params.json").write_text(json.dumps(params))
-        done = subprocess.run(
-            [sys.executable, str(SCRIPTS / "mlc" / f"{program}.py")],
-            env={
-                "PATH": os.environ["PATH"],
-                "PYTHONPATH": str(SCRIPTS),
-                "KILN_IN": str(inputs),
-                "KILN_OUT": str(self.place / "out"),
-                "KILN_PARAMS": str(self.place / "params.json"),
-                "KILN_CPUS": "3",
-                "STANDIN": str(self.place),
-                **(env or {}),
-            },
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        events = [json.loads(line) for line in done.stdout.splitlines()]
-        return Ran(code=done.returncode, events=events, log=done.stderr)
+        for left in ("in", "out"):
+            shutil.rmtree(self.place / left, ignore_errors=True)
+        inputs = {"model": self.model, "source": self.source}
+        # Another seed than the one that mlc_llm is to be given.
+        own = {"KILN_CPUS": "3", "PYTHONHASHSEED": "7", "STANDIN": str(self.place)}
+        env = {**own, **(env or {})}
+        return run_stage(f"mlc/{program}", self.place, inputs=inputs, params=params, env=env)
 
     def made(self, name: str) -> dict[str, Any]:
         return dict(json.loads((self.place / "out" / name).read_text()))
@@ -125,36 +96,36 @@ def test_weights_are_converted_and_their_figures_kept(bench: Bench) -> None:
 def test_a_shard_cut_short_is_noticed(bench: Bench) -> None:
     ran = bench.run("weights", {"BYTES": "41"})
     assert ran.code == 1
-    assert "params_shard_0.bin is not there, or not of 41 bytes" in ran.error()["text"]
+    assert "params_shard_0.bin is not there, or not of 41 bytes" in ran.error
 
 
 def test_what_mlc_llm_has_not_is_refused_by_name(bench: Bench) -> None:
     ran = bench.run("weights", quantization="q4f16_2")
     assert ran.code == 64
-    assert "no quantization called 'q4f16_2'" in ran.error()["text"]
-    assert "did you mean q4f16_" in ran.error()["remedy"]
+    assert "no quantization called 'q4f16_2'" in ran.error
+    assert "did you mean q4f16_" in ran.remedy
     ran = bench.run("chatconfig", conv_template="vicuna_v1.1")
     assert ran.code == 64, "a name of its command line that no template is registered for"
     bench.write(model_type="mamba")
-    assert "no model type called 'mamba'" in bench.run("weights").error()["text"]
+    assert "no model type called 'mamba'" in bench.run("weights").error
 
 
 def test_how_it_fails_is_said_in_its_own_words(bench: Bench) -> None:
     (bench.place / "fail").write_text("ValueError: Parameter not found in source: lm_head.weight")
     ran = bench.run("weights")
     assert ran.code == 1
-    assert ran.error()["text"].endswith("Parameter not found in source: lm_head.weight")
-    assert "mlc_llm convert_weight ended with 1" in ran.error()["text"]
+    assert ran.error.endswith("Parameter not found in source: lm_head.weight")
+    assert "mlc_llm convert_weight ended with 1" in ran.error
 
 
 def test_a_checkout_for_another_tvm_is_told(bench: Bench) -> None:
     (bench.source / "mlc_llm" / "model.py").write_text("from tvm.contrib import ndk")
     ran = bench.run("weights")
     assert ran.code == 64
-    assert "wants another TVM than this toolchain's" in ran.error()["text"]
-    assert "No module named 'tvm'" in ran.error()["text"]
+    assert "wants another TVM than this toolchain's" in ran.error
+    assert "No module named 'tvm'" in ran.error
     (bench.source / "mlc_llm" / "__main__.py").unlink()
-    assert "holds no Python package mlc_llm" in bench.run("weights").error()["text"]
+    assert "holds no Python package mlc_llm" in bench.run("weights").error
 
 
 def test_a_configuration_with_a_template_told(bench: Bench) -> None:
@@ -183,7 +154,7 @@ def test_a_configuration_with_a_template_told(bench: Bench) -> None:
 def test_sizes_that_cannot_be(bench: Bench, params: dict[str, Any], said: str) -> None:
     ran = bench.run("chatconfig", **params)
     assert ran.code == 64
-    assert said in ran.error()["text"]
+    assert said in ran.error
 
 
 def test_exit_code_255_is_explained(bench: Bench) -> None:
@@ -193,8 +164,8 @@ def test_exit_code_255_is_explained(bench: Bench) -> None:
         "STANDIN": str(bench.place),
     }
     command = [sys.executable, str(SCRIPTS / "mlc" / "mlcrun.py"), "package"]
-    with pytest.raises(mlctool.ToolError) as caught:
-        mlctool.call("mlc_llm package", command, env)
+    with pytest.raises(toolcall.ToolError) as caught:
+        toolcall.call("mlc_llm package", command, env)
     assert caught.value.code == 255
     with pytest.raises(BadInput) as explained:
         mlcpackage._explain(caught.value)
@@ -204,8 +175,8 @@ def test_exit_code_255_is_explained(bench: Bench) -> None:
 
 def test_a_crash_is_told_by_its_signal() -> None:
     kill = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
-    with pytest.raises(mlctool.ToolError, match=r"crashed \(SIGSEGV\)"):
-        mlctool.call("it", [sys.executable, "-c", kill], os.environ)
+    with pytest.raises(toolcall.ToolError, match=r"crashed \(SIGSEGV\)"):
+        toolcall.call("it", [sys.executable, "-c", kill], os.environ)
 
 
 def _model(place: Path, name: str, **more: Any) -> mlcpackage.Model:
@@ -269,6 +240,15 @@ def test_targets_that_want_another_machine(monkeypatch: pytest.MonkeyPatch) -> N
         targets.TARGETS[name].check(name, file, every)
     with pytest.raises(BadInput, match="makes no code for vulkan"):
         targets.TARGETS["vulkan"].check("vulkan", "a.so", ("opencl",))
+
+
+def test_the_stage_s_targets_are_the_host_s() -> None:
+    assert set(targets.TARGETS) == set(mlc_targets.TARGETS)
+    for name, stage in targets.TARGETS.items():
+        host = mlc_targets.TARGETS[name]
+        assert host.suffix in stage.suffixes, name
+        assert list(stage.programs) == [host.program] * bool(host.program), name
+        assert (stage.kernels, stage.phone) == (host.kernels, host.static), name
 
 
 def test_the_host_is_a_kind_of_machine_not_this_one() -> None:

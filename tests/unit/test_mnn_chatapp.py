@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
-import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
-from edgekiln.home import project
+from tests.stages import Ran, run_stage
 from tests.unit import tinyapk
 
-SCRIPTS = project() / "scripts"
 APP = "apps/Android/MnnLlmChat"
 # Looks for what the app's CMakeLists would, and leaves a package where Gradle does.
 _GRADLE = """#!/bin/sh
@@ -32,13 +29,6 @@ mkdir -p "$made"
 """
 
 
-class Ran(NamedTuple):
-    code: int
-    error: str
-    log: str
-    out: Path
-
-
 class Stand:
     """The stage's input and surroundings."""
 
@@ -50,6 +40,7 @@ class Stand:
         (place / "mnn" / APP).mkdir(parents=True)
         (place / "mnn" / APP / "settings.gradle").write_text("// stand-in\n", encoding="utf-8")
         (place / "bin").mkdir()
+        (place / "sdk" / "platforms").mkdir(parents=True)
         (place / "bin" / "gradle").write_text(_GRADLE, encoding="utf-8")
         (place / "bin" / "gradle").chmod(0o755)
         libraries = {"lib/arm64-v8a/libMNN.so": library.read_bytes()}
@@ -65,28 +56,9 @@ class Stand:
         }
 
     def run(self, params: dict[str, Any] | None = None, **env: str) -> Ran:
-        (self.place / "in").mkdir()
-        (self.place / "in" / "runtime").symlink_to(self.place / "runtime")
-        (self.place / "params.json").write_text(json.dumps(params or {}), encoding="utf-8")
-        done = subprocess.run(
-            [sys.executable, str(SCRIPTS / "mnn" / "chatapp.py")],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={
-                "HOME": str(self.place),
-                "PYTHONPATH": str(SCRIPTS),
-                "KILN_IN": str(self.place / "in"),
-                "KILN_OUT": str(self.place / "out"),
-                "KILN_PARAMS": str(self.place / "params.json"),
-                "KILN_CPUS": "2",
-                **self.env,
-                **env,
-            },
-        )
-        events = [json.loads(line) for line in done.stdout.splitlines()]
-        error = next((e["text"] for e in events if e["event"] == "error"), "")
-        return Ran(done.returncode, error, done.stderr, self.place / "out" / "app")
+        inputs = {"runtime": self.place / "runtime"}
+        env = {**self.env, **env}
+        return run_stage("mnn/chatapp", self.place, inputs=inputs, params=params, env=env)
 
 
 @pytest.fixture
@@ -98,11 +70,11 @@ def stand(tmp_path: Path) -> Stand:
 def test_the_app_is_assembled_aligned_and_signed(stand: Stand) -> None:
     ran = stand.run()
     assert ran.code == 0, ran.log
-    told = json.loads((ran.out / "app.json").read_text(encoding="utf-8"))
+    told = ran.made("app/app.json")
     assert told["abis"] == ["arm64-v8a"]
     assert "Android Debug" in told["signed_by"]
-    assert sorted(f.name for f in ran.out.iterdir()) == ["MnnLlmChat.apk", "app.json"]
-    apk = ran.out / "MnnLlmChat.apk"
+    assert sorted(f.name for f in (ran.out / "app").iterdir()) == ["MnnLlmChat.apk", "app.json"]
+    apk = ran.out / "app" / "MnnLlmChat.apk"
     assert apk.stat().st_size == told["bytes"]
     subprocess.run(["apksigner", "verify", str(apk)], check=True, capture_output=True)
     words = (stand.place / "gradle.log").read_text(encoding="utf-8")
@@ -113,8 +85,7 @@ def test_the_app_is_assembled_aligned_and_signed(stand: Stand) -> None:
 def test_gradle_that_cannot_fetch_is_a_fault_with_its_words(stand: Stand) -> None:
     ran = stand.run(FAILS="1")
     assert ran.code == 1
-    assert "gradle ended with 1" in ran.error
-    assert "Could not resolve" in ran.log
+    assert "gradle ended with 1: Could not resolve com.android" in ran.error
 
 
 def test_gradle_that_ends_well_and_makes_nothing_is_a_fault(stand: Stand) -> None:

@@ -4,18 +4,14 @@ they leave. Whether the real ones take a model only they, and the vendor's SDK, 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
-from edgekiln.home import project
+from tests.stages import Ran, run_stage
 
-SCRIPTS = project() / "scripts"
 CHIP = {"soc": "sm8750", "soc_model": 69, "arch": "v79", "vtcm_mb": 8, "weight_sharing": True}
 
 # Takes the options of MNN's generate_llm_qnn.py, calls tools of its names, and leaves files where
@@ -61,14 +57,6 @@ print("End")
 """
 
 
-class Ran(NamedTuple):
-    code: int
-    error: str
-    notes: list[str]
-    out: Path
-    log: dict[str, Any]
-
-
 class Stand:
     """The stage's inputs, with stand-ins."""
 
@@ -93,33 +81,14 @@ class Stand:
         file.write_text(text, encoding="utf-8")
 
     def run(self, params: dict[str, Any] | None = None, **env: str) -> Ran:
-        for folder in ("in", "out"):
-            (self.place / folder).mkdir()
-        for name, path in self.inputs.items():
-            (self.place / "in" / name).symlink_to(path)
         asked = {**CHIP, "chunk": 128, "history": 0, "family": "qwen3", **(params or {})}
-        (self.place / "params.json").write_text(json.dumps(asked), encoding="utf-8")
-        log = self.place / "log.json"
-        done = subprocess.run(
-            [sys.executable, str(SCRIPTS / "mnn" / "npu.py")],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={
-                "PATH": os.environ["PATH"],
-                "PYTHONPATH": str(SCRIPTS),
-                "KILN_IN": str(self.place / "in"),
-                "KILN_OUT": str(self.place / "out"),
-                "KILN_PARAMS": str(self.place / "params.json"),
-                "STANDIN_LOG": str(log),
-                **env,
-            },
-        )
-        events = [json.loads(line) for line in done.stdout.splitlines()]
-        error = next((e["text"] for e in events if e["event"] == "error"), "")
-        notes = [e["text"] for e in events if e["event"] == "note"]
-        told = json.loads(log.read_text(encoding="utf-8")) if log.exists() else {}
-        return Ran(done.returncode, error, notes, self.place / "out" / "npu", told)
+        env = {"STANDIN_LOG": str(self.place / "log.json"), **env}
+        return run_stage("mnn/npu", self.place, inputs=self.inputs, params=asked, env=env)
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What the stand-in for MNN's script was given."""
+        return dict(json.loads((self.place / "log.json").read_text(encoding="utf-8")))
 
 
 @pytest.fixture
@@ -130,28 +99,27 @@ def stand(tmp_path: Path) -> Stand:
 def test_the_script_is_told_chip_chunk_and_where_the_tools_lie(stand: Stand) -> None:
     ran = stand.run({"chunk": 64, "history": 512})
     assert ran.code == 0, ran.error
-    said = {k: ran.log[k] for k in ("soc_id", "dsp_arch", "chunk_size", "max_history_token")}
+    said = {k: stand.asked[k] for k in ("soc_id", "dsp_arch", "chunk_size", "max_history_token")}
     assert list(said.values()) == ["69", "v79", "64", "512"]
-    assert ran.log["vtcm_mb"] == "8"
-    assert ran.log["sdk"] == str(stand.place / "sdk")
-    assert ran.log["path"].startswith(f"{stand.place}/sdk/bin/x86_64-linux-clang:")
+    assert stand.asked["vtcm_mb"] == "8"
+    assert stand.asked["sdk"] == str(stand.place / "sdk")
+    assert stand.asked["path"].startswith(f"{stand.place}/sdk/bin/x86_64-linux-clang:")
 
 
 def test_a_script_that_knows_no_vtcm_is_not_told_of_it(tmp_path: Path) -> None:
-    ran = Stand(tmp_path, vtcm=False).run()
+    stand = Stand(tmp_path, vtcm=False)
+    ran = stand.run()
     assert ran.code == 0, ran.error
-    assert "vtcm_mb" not in ran.log
+    assert "vtcm_mb" not in stand.asked
 
 
 def test_the_phones_configuration_is_the_one_that_is_turned_to_the_npu(stand: Stand) -> None:
     ran = stand.run()
-    config = json.loads((ran.out / "config_qnn.json").read_text(encoding="utf-8"))
-    assert config == {
+    assert ran.made("npu/config_qnn.json") == {
         "from": "configure", "llm_model": "qnn/llm.mnn", "chunk_limits": [128, 1],
     }  # fmt: skip
-    told = json.loads((ran.out / "npu.json").read_text(encoding="utf-8"))
-    assert [b["name"] for b in told["binaries"]] == ["graph0.bin", "graph1.bin"]
-    assert sorted(f.name for f in (ran.out / "qnn").iterdir()) == [
+    assert [b["name"] for b in ran.made("npu/npu.json")["binaries"]] == ["graph0.bin", "graph1.bin"]
+    assert sorted(f.name for f in (ran.out / "npu" / "qnn").iterdir()) == [
         "graph0.bin", "graph1.bin", "llm.mnn",
     ]  # fmt: skip
 
@@ -192,10 +160,11 @@ def test_tools_that_are_not_whole_are_bad_input(stand: Stand) -> None:
 
 
 def test_the_folder_tells_the_script_a_family_that_sees(stand: Stand) -> None:
-    assert Path(stand.run({"family": "qwen3_vl"}).log["model"]).name == "Qwen3-VL"
+    stand.run({"family": "qwen3_vl"})
+    assert Path(stand.asked["model"]).name == "Qwen3-VL"
 
 
 def test_a_chip_that_shares_no_weights_is_told(stand: Stand) -> None:
     ran = stand.run({"soc": "sm8450", "soc_model": 36, "arch": "v69", "weight_sharing": False})
     assert ran.code == 0
-    assert "v69 does not share weights" in ran.notes[0]
+    assert "v69 does not share weights" in ran.notes()

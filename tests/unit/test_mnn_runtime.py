@@ -2,68 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
-import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
-from edgekiln.home import project
+from tests.stages import Ran, run_stage
 from tests.unit import mnnsource
-
-SCRIPTS = project() / "scripts"
 
 pytestmark = pytest.mark.skipif(
     bool(mnnsource.missing()), reason=f"without {mnnsource.missing()} nothing can be built"
 )
 
 
-class Ran(NamedTuple):
-    code: int
-    events: list[dict[str, Any]]
-    log: str
-    out: Path
-
-    @property
-    def error(self) -> str:
-        return str(next((e["text"] for e in self.events if e["event"] == "error"), ""))
-
-    @property
-    def told(self) -> dict[str, Any]:
-        text = (self.out / "runtime" / "runtime.json").read_text(encoding="utf-8")
-        found: dict[str, Any] = json.loads(text)
-        return found
-
-
 def build(place: Path, env: dict[str, str], params: dict[str, Any], **inputs: Path) -> Ran:
     """Run the stage as an executor would."""
-    for folder in ("in", "out", "home"):
-        (place / folder).mkdir(parents=True)
-    for name, path in inputs.items():
-        (place / "in" / name).symlink_to(path)
-    (place / "params.json").write_text(json.dumps(params), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, str(SCRIPTS / "mnn" / "runtime.py")],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={
-            "PATH": os.environ["PATH"],
-            "HOME": str(place / "home"),
-            "SOURCE_DATE_EPOCH": "0",
-            "PYTHONPATH": str(SCRIPTS),
-            "KILN_IN": str(place / "in"),
-            "KILN_OUT": str(place / "out"),
-            "KILN_PARAMS": str(place / "params.json"),
-            "KILN_CPUS": "2",
-            **env,
-        },
-    )
-    events = [json.loads(line) for line in done.stdout.splitlines()]
-    return Ran(done.returncode, events, done.stderr, place / "out")
+    return run_stage("mnn/runtime", place, inputs=inputs, params=params, env=env)
+
+
+def told(ran: Ran) -> dict[str, Any]:
+    """What the stage says of what it built."""
+    return ran.made("runtime/runtime.json")
 
 
 @pytest.fixture
@@ -85,7 +46,7 @@ def sdk(tmp_path: Path) -> Path:
 
 
 def names(ran: Ran) -> list[str]:
-    return [f["name"] for f in ran.told["files"]]
+    return [f["name"] for f in told(ran)["files"]]
 
 
 def test_the_phones_runtime_is_one_library_and_two_programs(
@@ -94,10 +55,10 @@ def test_the_phones_runtime_is_one_library_and_two_programs(
     ran = build(tmp_path / "a", env, {"kind": "android"})
     assert ran.code == 0, ran.log
     assert names(ran) == ["libMNN.so", "llm_bench", "llm_demo"]
-    told = ran.told
-    assert (told["mnn"], told["abi"], told["ndk"]) == ("3.6.1", "arm64-v8a", mnnsource.REVISION)
-    assert told["backends"] == ["cpu", "opencl"]
-    for file in told["files"]:
+    found = told(ran)
+    assert (found["mnn"], found["abi"], found["ndk"]) == ("3.6.1", "arm64-v8a", mnnsource.REVISION)
+    assert found["backends"] == ["cpu", "opencl"]
+    for file in found["files"]:
         assert file["align"] >= 16384
         assert (file["api"], file["ndk"], file["ndk_build"]) == (28, "r27c", "12479018")
     folder = ran.out / "runtime" / "arm64-v8a"
@@ -127,7 +88,7 @@ def test_for_this_machine_the_converter_is_built_too(tmp_path: Path, env: dict[s
     ran = build(tmp_path / "a", env, {"kind": "host"})
     assert ran.code == 0, ran.log
     assert names(ran) == ["MNNConvert", "libMNN.so", "llm_bench", "llm_demo"]
-    assert ran.told["ndk"] is None
+    assert told(ran)["ndk"] is None
     run = subprocess.run(
         [ran.out / "runtime" / "x86_64" / "llm_demo"],
         env={"LD_LIBRARY_PATH": str(ran.out / "runtime" / "x86_64")},
@@ -154,7 +115,7 @@ def test_with_an_sdk_the_phones_library_holds_the_npus_part(
 ) -> None:
     ran = build(tmp_path / "a", env, {"kind": "android"}, sdk=sdk)
     assert ran.code == 0, ran.log
-    assert ran.told["backends"] == ["cpu", "opencl", "qnn"]
+    assert told(ran)["backends"] == ["cpu", "opencl", "qnn"]
 
 
 def test_the_npus_tools_without_an_sdk_are_bad_input(tmp_path: Path, env: dict[str, str]) -> None:

@@ -96,6 +96,21 @@ def test_an_option_that_would_be_passed_over_is_refused(turn: bool) -> None:
     refuse_idle(Pair(), {"turn"}, where="options")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Switch:
+    """An option that does something beside a switch that is on."""
+
+    npu: bool = option(False, "whether")
+    chip: str = option("a", "which", needs=("npu", (True,)))
+
+
+def test_an_option_beside_a_switch_is_refused_in_words() -> None:
+    with pytest.raises(UsageError, match="chip is for npu, and npu is off") as caught:
+        refuse_idle(Switch(chip="b"), {"chip"}, where="options")
+    assert caught.value.remedy == "leave chip out, or add npu"
+    refuse_idle(Switch(npu=True, chip="b"), {"chip"}, where="options")
+
+
 def test_what_an_option_needs_is_another_option_and_values_it_can_have() -> None:
     for own in options_by_backend().values():
         by_name = {spec.name: spec for spec in own}

@@ -15,14 +15,15 @@ from edgekiln import doctor, images, toolchain
 from edgekiln.errors import FetchError, ImageError, KilnError, ToolchainError
 from edgekiln.executors import docker
 from edgekiln.executors.base import StageRun, environment
-from edgekiln.executors.kitlinks import kits_ready, link_kits, make_kits
+from edgekiln.executors.kitlinks import kits_ready, link_kits, make_kits, settle_kits
 from edgekiln.kits import Kit, load_kit, making, ready
+from edgekiln.kits.definition import Archive, Source
 from edgekiln.progress import Silent
 from edgekiln.toolchain import list_toolchains, load_toolchain, read_definition, variables
 from edgekiln.toolchain.lock import Definition, Lock, read_lock, write_lock
 from edgekiln.toolchain.relock import resolve
 from edgekiln.user.pipconf import PipSettings, pip_settings
-from tests.unit.kitmaking import archive_kit, pinned, zipped
+from tests.unit.kitmaking import archive_kit, pinned, source_kit, zipped
 from tests.unit.servers import Site, serving
 from tests.unit.test_lock import put_wheel, uv  # noqa: F401 - a fixture
 
@@ -278,9 +279,52 @@ def test_every_missing_file_is_named_with_the_way_out(
     )
     with pytest.raises(FetchError) as caught:
         make_kits([with_kits(gone, tool), with_kits(lost)], Silent())
-    assert "missing: gone.zip, lost.zip" in caught.value.what
+    assert "missing: gone (gone.zip); lost (lost.zip)" in caught.value.what
+    assert caught.value.why.startswith("http://127.0.0.1:9/gone.zip could not be fetched: ")
+    assert "lost.zip" not in caught.value.why  # it has been named
     assert "kiln toolchains fetch demo --to DIR" in caught.value.remedy
     assert "--vendor-dir DIR" in caught.value.remedy
+
+
+def test_a_first_use_that_cannot_be_had_names_the_other_missing_files(
+    tool: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(making, "RETRIES", ())
+    place = "http://127.0.0.1:9"
+    first = Archive(file="first.whl", places=(f"{place}/first.whl",), trust="first-use")
+    open_one = archive_kit(first, name="open", family="open")
+    gone = archive_kit(pinned("gone.zip", b"never", f"{place}/gone.zip"), name="gone")
+    with pytest.raises(FetchError) as caught:
+        settle_kits([with_kits(open_one, gone)], Silent())
+    assert "missing: open (first.whl); gone (gone.zip)" in caught.value.what
+    assert caught.value.why.startswith(f"{place}/first.whl could not be fetched: ")
+
+
+def test_a_repository_that_cannot_be_had_leaves_the_names_of_others_to_the_first_line(
+    tool: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(making, "RETRIES", ())
+    gone = archive_kit(
+        pinned("gone.zip", b"never", "http://127.0.0.1:9/gone.zip"), name="gone", family="gone"
+    )
+    source = Source(repository=f"file://{tmp_path}/none", commit="1" * 40)
+    tree = source_kit(source)
+    with pytest.raises(FetchError) as caught:
+        make_kits([with_kits(tree, gone)], Silent())
+    assert "missing: code (none.git); gone (gone.zip)" in caught.value.what
+    assert caught.value.why.startswith(f"file://{tmp_path}/none did not give commit")
+
+
+def test_a_single_missing_file_is_named_once_beside_its_address(
+    tool: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(making, "RETRIES", ())
+    place = "https://no-such-host.invalid/gone.zip"
+    gone = archive_kit(pinned("gone.zip", b"never", place), name="gone", family="gone")
+    with pytest.raises(FetchError) as caught:
+        make_kits([with_kits(gone)], Silent())
+    assert caught.value.what.endswith("missing: gone (gone.zip)")
+    assert caught.value.why.startswith(f"{place} could not be fetched: its server's name cannot")
 
 
 def test_doctor_tells_what_is_to_come_and_what_it_wants(tool: Kit) -> None:
@@ -288,6 +332,10 @@ def test_doctor_tells_what_is_to_come_and_what_it_wants(tool: Kit) -> None:
     lines = {check.name: check.found for check in doctor.tell_kits([ndk, tool])}
     assert "android-ndk-r27c-linux.zip (664.0 MB)" in lines["kit ndk-r27c"]
     assert "wants --accept-licence android-sdk" in lines["kit ndk-r27c"]
+    told = {c.name: c.found for c in doctor.tell_kits(map(load_kit, ("android-sdk", "rust")))}
+    assert "to be fetched: 5 files (259.7 MB); wants" in told["kit android-sdk"]
+    assert "to be fetched: 4 files (size unknown)" in told["kit rust"]
+    assert max(map(len, (*lines.values(), *told.values()))) < 100
     ((_, size, what),) = doctor.room_for_kits([ndk, ndk])
     assert what == "kits" and size == ndk.download + ndk.room
     ready(tool, Silent())

@@ -5,6 +5,7 @@ A backend knows no executor: it says what is to be run, and reads what came out.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,11 @@ class Outputs:
 
     def __call__(self, stage: str, output: str) -> Path:
         return self.paths[stage, output]
+
+    def json(self, stage: str, output: str, file: str) -> dict[str, Any]:
+        """What a stage's report says: an object in a JSON file of that output."""
+        found: dict[str, Any] = json.loads((self(stage, output) / file).read_text("utf-8"))
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,24 +15,21 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from edgekiln import units
 from edgekiln.backends import mlc_sizes as sizes
 from edgekiln.backends.base import Contents, Finding, Outputs
 from edgekiln.backends.mlc_options import MlcOptions
 from edgekiln.backends.mlc_package import CONFIG, Packed, package_config
-from edgekiln.errors import QualityError
+from edgekiln.backends.ndks import with_ndk
 from edgekiln.home import project
 from edgekiln.options import Value
 from edgekiln.pipeline import JSON, FromPath, FromStage, Input, Output, Pipeline, Stage
 
 if TYPE_CHECKING:
-    from edgekiln.backends.mlc_memory import Memory
     from edgekiln.models import Model
 
 _TEXTS = Path("scripts/mnn/data")
-_MB = 1 << 20
 _PAGE = 16384
 _HOST = "host.so"
 _REMEDIES: Mapping[str, str] = {
@@ -81,34 +78,15 @@ class Mlc:
 
     def findings(self, options: MlcOptions, outputs: Outputs) -> list[Finding]:
         """The answer, the closeness to the float model; what was made and what it takes."""
-        from edgekiln.backends.mlc_checks import packaged, target_of
+        from edgekiln.backends import mlc_findings
 
-        found = list(_proved(outputs)) if options.prove != "none" else []
-        found += _converted(outputs)
-        found += _compiled(options, outputs)
-        if target_of(options).android:
-            found.append(_looked(outputs))
-        if packaged(options):
-            found.append(_packaged(outputs))
-        return [*found, _app(outputs)] if options.apk != "none" else found
+        return list(mlc_findings.findings(options, outputs))
 
     def judge(self, options: MlcOptions, findings: list[Finding]) -> None:
         """Hold the figures against the floors, and the estimated memory against the log's."""
-        figures = {f.name: f.value for f in findings}
-        _judge_memory(figures["memory"])
-        if options.prove == "none":
-            return
-        cosine, ratio = figures["cosine_mean"], figures["perplexity_ratio"]
-        # Written so that a figure that is not a number fails.
-        if not (cosine >= options.min_cosine and ratio <= options.max_perplexity_ratio):
-            raise QualityError(
-                "the quantised model is too far from the float one: "
-                f"cosine {cosine:.4f}, perplexity {ratio:.3f} times the float model's",
-                why=f"the floor is cosine {options.min_cosine:g} and "
-                f"{options.max_perplexity_ratio:g} times the perplexity",
-                remedy="take the preset precision or another quantization (q4f32_1, q0f16); or "
-                "lower min_cosine or raise max_perplexity_ratio",
-            )
+        from edgekiln.backends import mlc_findings
+
+        mlc_findings.judge(options, {f.name: f.value for f in findings})
 
     def contents(
         self, options: MlcOptions, models: Mapping[str, Model], outputs: Outputs
@@ -320,8 +298,7 @@ class _Build:
 
     @property
     def _android(self) -> str:
-        ndk = self.options.ndk
-        return "mlc-android" if ndk == "r27c" else f"mlc-android@ndk-{ndk}"
+        return with_ndk("mlc-android", self.options.ndk)
 
     def _package(self) -> Stage:
         inputs: dict[str, Input] = dict(self._checkout)
@@ -410,138 +387,3 @@ def _mlc4j(package: Path) -> dict[str, Path]:
     """The package without the weights, which lie in the bundle already."""
     found = _below("mlc4j", package / "mlc4j")
     return {**found, "mlc-app-config.json": package / "mlc-app-config.json"}
-
-
-def _json(file: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
-
-
-def _proved(outputs: Outputs) -> Iterator[Finding]:
-    proof = _json(outputs("prove", "prove") / "prove.json")
-    first = proof["answers"][0]
-    yield Finding(name="answer", value=first, text=f"{first['prompt']}\n  {first['answer']}")
-    cosine, least = proof["cosine_mean"], proof["cosine_min"]
-    text = f"cosine of logits with the float model: {cosine:.4f} (least {least:.4f})"
-    yield Finding(name="cosine_mean", value=cosine, text=text)
-    before, after = proof["perplexity_float"], proof["perplexity_quantised"]
-    ratio = proof["perplexity_ratio"]
-    text = f"perplexity: {before:.2f} before, {after:.2f} after ({ratio:.3f} times)"
-    yield Finding(name="perplexity_ratio", value=ratio, text=text)
-    alike = sum(e["same_next_token"] for e in proof["prompts"])
-    text = (
-        f"compiled for this machine, it chooses the float model's next token for {alike} of "
-        f"{len(proof['prompts'])} prompts"
-    )
-    yield Finding(name="proof", value=proof, text=f"{text}{_chat(proof['prompts'])}")
-
-
-def _chat(prompts: list[Mapping[str, Any]]) -> str:
-    """Whether an app's chat is what the model was made for: its own chat template's tokens."""
-    other = sum(not e.get("same_tokens", True) for e in prompts)
-    if not other:
-        return ""
-    return (
-        f"\nthe conversation template writes {other} of {len(prompts)} prompts down in other "
-        "tokens than the model's own chat template (its system prompt, as a rule): --conv-template"
-    )
-
-
-def _converted(outputs: Outputs) -> Iterator[Finding]:
-    weights = _json(outputs("weights", "weights-report") / "weights.json")
-    text = (
-        f"weights: {weights['parameters']:,} parameters, {weights['bits_per_parameter']:.3f} bits "
-        f"each, {units.size(weights['bytes'])}"
-    )
-    yield Finding(name="weights", value=weights, text=text)
-    chat = _json(outputs("config", "config-report") / "config.json")
-    how = "guessed" if chat["guessed"] else "asked for"
-    text = f"conversation template: {chat['conv_template']}, {how} ({chat['why']})"
-    shown = {k: v for k, v in chat.items() if k not in ("templates", "quantizations")}
-    yield Finding(name="conv_template", value=shown, text=text)
-
-
-def _compiled(options: MlcOptions, outputs: Outputs) -> Iterator[Finding]:
-    library = _json(outputs("library", "library-report") / "library.json")
-    named = f", model_lib {library['model_lib']}" if library["system_lib_prefix"] else ""
-    text = f"library: {library['file']}, {units.size(library['bytes'])}{named}"
-    yield Finding(name="library", value=library, text=text)
-    config = _json(outputs("config", "config") / "mlc-chat-config.json")
-    yield _memory(options, library["memory"], config)
-
-
-def _memory(
-    options: MlcOptions, log: Mapping[str, float | None], config: Mapping[str, Any]
-) -> Finding:
-    """What the log says the device needs, and what was worked out beforehand."""
-    total, value = log["total_mb"], dict[str, Any](log)
-    worked, window = _worked_out(options, config), _window(config)
-    if worked is None or total is None:
-        said = "its sizes are not known" if worked is None else "the compiler's log does not say"
-        return Finding(name="memory", value=value, text=f"memory: {said}")
-    estimate = worked.estimate(window, options.vram_safety)
-    needed = round(total * _MB) + worked.cache_per_token * window
-    value |= {"worked_out_mb": round(worked.base / _MB, 2), "known": worked.known}
-    value |= {"off": round(worked.base / (total * _MB) - 1, 5), "window": window}
-    value |= {"needed": needed, "estimated_vram_bytes": estimate}
-    text = (
-        f"memory: {total:.2f} MB (weights {log['parameters_mb']:.2f}, temporary "
-        f"{log['temporary_mb']:.2f}), {worked.base / _MB:.2f} worked out; with a cache of {window} "
-        f"tokens {needed / _MB:.2f} MB, estimated_vram_bytes {estimate}"
-    )
-    return Finding(name="memory", value=value, text=text)
-
-
-def _window(config: Mapping[str, Any]) -> int:
-    """The tokens that the cache holds at most; 0 for a model without one."""
-    sliding = config.get("sliding_window_size") or -1
-    return max(sliding if sliding > 0 else config.get("context_window_size") or 0, 0)
-
-
-def _worked_out(options: MlcOptions, config: Mapping[str, Any]) -> Memory | None:
-    """The same as before compiling, from mlc-chat-config.json; None where it lacks a size."""
-    from edgekiln.backends.mlc_checks import target_of
-    from edgekiln.backends.mlc_memory import memory
-
-    inner = config["model_config"]
-    try:
-        return memory(
-            {**inner, "model_type": config["model_type"]},
-            config["quantization"],
-            chunk=config["prefill_chunk_size"],
-            batch=inner.get("max_batch_size"),
-            context=_window(config),
-            threads=target_of(options).threads,
-        )
-    except (KeyError, TypeError):
-        return None
-
-
-def _judge_memory(value: Mapping[str, Any]) -> None:
-    needed, estimate = value.get("needed"), value.get("estimated_vram_bytes")
-    if needed is not None and estimate is not None and needed > estimate:
-        raise QualityError(
-            f"the library needs {needed / _MB:.0f} MB, and the app would be told "
-            f"{estimate / _MB:.0f} MB",
-            why="estimated_vram_bytes is worked out from config.json, and this family is not well "
-            "known",
-            remedy=f"give --vram-safety {needed / estimate * 1.2:.2f} or more",
-        )
-
-
-def _looked(outputs: Outputs) -> Finding:
-    found = _json(outputs("objects", "objects") / "objects.json")
-    text = f"in the library: objects for {found['machine']}, {found['kernels']} kernels"
-    return Finding(name="objects", value=found, text=text)
-
-
-def _packaged(outputs: Outputs) -> Finding:
-    found = _json(outputs("package", "package-report") / "package.json")
-    text = f"package: mlc4j with {len(found['libraries'])} models, pages of {found['page_size']}"
-    return Finding(name="package", value=found, text=text)
-
-
-def _app(outputs: Outputs) -> Finding:
-    found = _json(outputs("apk", "apk-report") / "apk.json")
-    text = f"app: MLCChat.apk, {units.size(found['bytes'])}, signed by {found['signed_by']}"
-    return Finding(name="apk", value=found, text=text)

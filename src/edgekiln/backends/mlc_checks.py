@@ -23,9 +23,16 @@ if TYPE_CHECKING:
 _PREFIX = re.compile(r"[A-Za-z_][A-Za-z0-9_]*_")
 # TVM 0.26 keeps a text of seven bytes or fewer in its place, and then fails on the prefix.
 _SHORTEST = 8
-_OPT = re.compile(r"O[0-3]|[a-z_]+=\w+(;[a-z_]+=\w+)*")
+_LEVEL, _FLAG = re.compile(r"O[0-3]"), re.compile(r"([a-z_]+)=\w+")
+# OptimizationFlags of mlc_llm/interface/compiler_flags.py.
+_FLAGS = (
+    *("flashinfer", "cublas_gemm", "faster_transformer", "cudagraph", "cutlass"),
+    "ipc_allreduce_strategy",
+)
 _HUB = re.compile(r"HF://[\w.-]+/[\w.-]+")
 _OLD_TVM = re.compile(r"^from tvm\.contrib import .*\bndk\b", re.MULTILINE)
+# keyPassword may be left out: it is the storePassword then.
+_KEYS = ("storeFile", "storePassword", "keyAlias")
 _PHONE_CONTEXT, _PHONE_CHUNK = 4096, 128
 Clash = tuple[str, str]
 
@@ -81,8 +88,9 @@ def _clashes(o: MlcOptions) -> Iterator[Clash]:
 
 
 def _compile_clashes(o: MlcOptions) -> Iterator[Clash]:
-    if not _OPT.fullmatch(o.opt):
-        yield f"opt {o.opt} is nothing MLC knows", "O0, O1, O2, O3, or NAME=VALUE;NAME=VALUE"
+    if not _LEVEL.fullmatch(o.opt) and not all(map(_known_flag, o.opt.split(";"))):
+        remedy = f"O0, O1, O2, O3, or NAME=VALUE;NAME=VALUE of {', '.join(_FLAGS)}"
+        yield f"opt {o.opt} is nothing MLC knows", remedy
     if o.system_lib_prefix != "auto":
         yield from _prefix_clashes(o)
     if o.objects_only and not target_of(o).program:
@@ -90,6 +98,11 @@ def _compile_clashes(o: MlcOptions) -> Iterator[Clash]:
     if o.mlc_source is not None and not (Path(o.mlc_source) / "python" / "mlc_llm").is_dir():
         what = f"mlc_source: {o.mlc_source} has no folder python/mlc_llm"
         yield what, "give a checkout of github.com/mlc-ai/mlc-llm"
+
+
+def _known_flag(text: str) -> bool:
+    found = _FLAG.fullmatch(text)
+    return found is not None and found[1] in _FLAGS
 
 
 def _prefix_clashes(o: MlcOptions) -> Iterator[Clash]:
@@ -111,6 +124,8 @@ def _window_clashes(o: MlcOptions) -> Iterator[Clash]:
         yield "context_window_size and sliding_window_size do not go together", "give one of them"
     if o.attention_sink_size is not None and o.attention_sink_size > 0 and not sliding:
         yield "attention_sink_size needs sliding_window_size", "give both, or neither"
+    if window == 0:
+        yield "sliding_window_size 0 would attend to nothing", "-1 for none, or some tokens"
     limit = window if sliding else context
     if chunk is not None and limit is not None and chunk > limit:
         what = f"prefill_chunk_size {chunk} is larger than the window of {limit}"
@@ -130,7 +145,8 @@ def _package_clashes(o: MlcOptions) -> Iterator[Clash]:
     if packaged(o) and not target_of(o).android:
         yield f"package is for Android, not for {o.target}", "leave it out, or --target android"
     if o.also and not packaged(o):
-        yield "also puts more models into one package, and there is none", "set package"
+        what = "also puts more models into one package, and there is none"
+        yield what, "leave --no-package out, or --also"
     for address in hubs(o):
         if not _HUB.fullmatch(address):
             yield f"hub: {address} is no address of the Hub", "HF://OWNER/NAME"
@@ -144,23 +160,42 @@ def _package_clashes(o: MlcOptions) -> Iterator[Clash]:
 
 def _app_clashes(o: MlcOptions) -> Iterator[Clash]:
     if o.apk != "none" and not packaged(o):
-        yield "apk needs the package", "leave --no-package out, or --apk"
+        android = target_of(o).android
+        what = "apk needs the package" if android else f"apk is for Android, not for {o.target}"
+        yield what, f"leave --{'no-package' if android else 'target'} out, or --apk"
     if o.keystore is None:
         return
     if o.apk == "none":
         yield "keystore signs the app, and there is none", "give --apk release"
     elif not Path(o.keystore).is_file():
         yield f"keystore: there is no file {o.keystore}", "give a keystore.properties"
-    elif not key_file(Path(o.keystore)).is_file():
-        what = f"keystore: {o.keystore} names no storeFile that is there"
-        yield what, "write storeFile=PATH into it, from its own folder"
+    else:
+        yield from _key_clashes(Path(o.keystore))
+
+
+def _key_clashes(properties: Path) -> Iterator[Clash]:
+    """What a keystore.properties lacks: told now, not after the minutes that the app takes."""
+    told = _properties(properties)
+    lacking = [name for name in _KEYS if not told.get(name)]
+    if len(lacking) == len(_KEYS):
+        what = f"keystore: {properties} is no keystore.properties"
+        yield what, f"give a text file with lines NAME=VALUE: {', '.join(_KEYS)}"
+    elif lacking:
+        yield f"keystore: {properties} has no {', '.join(lacking)}", "add them, as NAME=VALUE"
+    elif not key_file(properties).is_file():
+        what = f"keystore: storeFile is {key_file(properties)}, where no file is"
+        yield what, "mend storeFile=PATH: it is taken from the folder of the properties"
+
+
+def _properties(file: Path) -> dict[str, str]:
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    pairs = (line.split("=", 1) for line in lines if "=" in line and line.lstrip()[:1] != "#")
+    return {name.strip(): value.strip() for name, value in pairs}
 
 
 def key_file(properties: Path) -> Path:
     """The keystore that a keystore.properties names."""
-    lines = properties.read_text(encoding="utf-8", errors="replace").splitlines()
-    told = dict(line.split("=", 1) for line in lines if "=" in line and line[:1] != "#")
-    named = next((v.strip() for k, v in told.items() if k.strip() == "storeFile"), "")
+    named = _properties(properties).get("storeFile", "")
     return properties.parent / Path(named).expanduser() if named else properties / "none"
 
 
@@ -277,6 +312,7 @@ def prefixes(models: Mapping[str, Model], options: MlcOptions) -> dict[str, str]
         else prefix
         for role, prefix in found.items()
     }
+    _refuse_twins(models)
     if len(set(chosen.values())) < len(chosen):
         twice = next(p for p in chosen.values() if list(chosen.values()).count(p) > 1)
         raise UsageError(
@@ -284,6 +320,16 @@ def prefixes(models: Mapping[str, Model], options: MlcOptions) -> dict[str, str]
             remedy="name them differently, or give the first a --system-lib-prefix of its own",
         )
     return chosen
+
+
+def _refuse_twins(models: Mapping[str, Model]) -> None:
+    places = [(model.path, model.name) for model in models.values()]
+    for at, (place, name) in enumerate(places):
+        if place in [path for path, other in places[:at] if other == name]:
+            raise UsageError(
+                f"{name} would be in the package twice",
+                remedy="name each model once, by --model or by --also",
+            )
 
 
 def _explicit(role: str, options: MlcOptions) -> bool:

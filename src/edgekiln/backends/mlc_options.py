@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgekiln.backends.mlc_targets import TARGETS
+from edgekiln.backends.ndks import NDKS, OWN
 from edgekiln.options import option
-
-NDKS = ("r27c", "r27-beta1", "r25c", "r26d", "r28c")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +132,7 @@ class _Package:
         high=4,
         group="package",
     )
-    ndk: str = option("r27c", "Android's native compilers", choices=NDKS, group="package")
+    ndk: str = option(OWN, "Android's native compilers", choices=NDKS, group="package")
     apk: str = option(
         "none", "build MLCChat, too", choices=("none", "debug", "release"), group="package"
     )

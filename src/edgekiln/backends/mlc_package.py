@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekiln.errors import ArtifactError, KilnError, nearest
-from edgekiln.genie import Problem
+from edgekiln.problems import Level, Problem, worst_first
 
 CONFIG = "mlc-package-config.json"
 _PATHS = "model_lib_path_for_prepare_libs"
@@ -82,6 +82,9 @@ def package_config(models: Sequence[Packed], *, bundle_weights: bool) -> dict[st
     return {"device": "android", "model_list": entries, _PATHS: paths}
 
 
+_GIVE = f"give an {CONFIG}, or the folder it is in"
+
+
 def check_file(file: Path) -> list[Problem]:
     """Everything wrong with a configuration and the libraries it names, errors first.
 
@@ -92,10 +95,10 @@ def check_file(file: Path) -> list[Problem]:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        remedy = f"give a {CONFIG}, or the folder it is in"
-        raise ArtifactError(f"{file} cannot be read", why=why, remedy=remedy) from error
+        what = "cannot be read" if isinstance(error, OSError) else "is no JSON"
+        raise ArtifactError(f"{file} {what}", why=why, remedy=_GIVE) from error
     if not isinstance(config, dict):
-        raise ArtifactError(f"{file} is no {CONFIG}", why="it holds no JSON object")
+        raise ArtifactError(f"{file} is no {CONFIG}", why="it holds no JSON object", remedy=_GIVE)
     return check(config, file.absolute().parent)
 
 
@@ -116,8 +119,7 @@ def check(config: Mapping[str, Any], folder: Path) -> list[Problem]:
     found += _same_ids(entries)
     for number, entry in enumerate(entries):
         found += _entry(f"model_list[{number}]", entry, libraries, folder)
-    order = {"error": 0, "warning": 1, "note": 2}
-    return sorted(dict.fromkeys(found), key=lambda p: order[p.level])
+    return worst_first(found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,5 +315,5 @@ def _error(where: str, what: str, remedy: str) -> Problem:
     return _problem("error", where, what, remedy)
 
 
-def _problem(level: Any, where: str, what: str, remedy: str) -> Problem:
+def _problem(level: Level, where: str, what: str, remedy: str) -> Problem:
     return Problem(level=level, where=where, what=what, remedy=remedy)

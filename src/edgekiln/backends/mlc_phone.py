@@ -27,12 +27,13 @@ def readme(models: Sequence[Packed], options: MlcOptions, files: Collection[str]
 
 def _head(models: Sequence[Packed], options: MlcOptions) -> str:
     names = ", ".join(f"`{m.model_id}/`" for m in models)
+    age = "the checkout it was compiled with" if options.mlc_source else "MLC-LLM 0.20"
     return (
         f"# {models[0].model_id} for {TARGETS[options.target].title}\n\n"
-        f"{names}: weights, tokenizer and `mlc-chat-config.json`. These are the same for every "
-        "device and may be put onto a Hub as they are.\n"
-        f"`lib/`: the model library, for {options.target} only. It belongs to MLC-LLM 0.20; "
-        "another age's runtime may not find its symbols.\n"
+        f"{names}: weights, tokenizer and `mlc-chat-config.json`, to be put onto a Hub as they "
+        "are. The weights are the same for every device.\n"
+        f"`lib/`: the model library, for {options.target} only. It belongs to {age}; another "
+        "age's runtime may not find its symbols.\n"
         "`manifest.json` holds each file's sha256, the options and the measured figures."
     )
 

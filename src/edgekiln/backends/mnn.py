@@ -18,11 +18,11 @@ same of the draft into draft/.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekiln.backends import closeness
 from edgekiln.backends.base import Contents, Finding, Outputs
 from edgekiln.backends.mnn_options import EXPORT, FILES, RUNTIME, SPECULATIVE, MnnOptions
 from edgekiln.backends.mnn_sizes import (
@@ -97,7 +97,7 @@ class Mnn:
         from edgekiln.backends import mnn_device
         from edgekiln.backends.mnn_checks import as_built
 
-        proof = _json(outputs("prove", "prove") / "prove.json")
+        proof = outputs.json("prove", "prove", "prove.json")
         sparse = options.sparsity != "none"
         found = list(_findings(proof, "the sparse float model" if sparse else "the float model"))
         if sparse:
@@ -109,17 +109,12 @@ class Mnn:
         figures = {f.name: f.value for f in findings}
         if "sparsity" in figures:
             _judge_sparsity(options, figures["sparsity"])
-        cosine, ratio = figures["cosine_mean"], figures["perplexity_ratio"]
-        found = f"cosine {cosine:.4f}, perplexity {ratio:.3f} times the float model's"
-        # Written so that a figure that is not a number fails.
-        if not (cosine >= options.min_cosine and ratio <= options.max_perplexity_ratio):
-            raise QualityError(
-                f"the quantised model is too far from the float one: {found}",
-                why=f"the floor is cosine {options.min_cosine:g} and "
-                f"{options.max_perplexity_ratio:g} times the perplexity",
-                remedy="take the preset precision, more bits or a smaller block; "
-                "or lower min_cosine or raise max_perplexity_ratio",
-            )
+        closeness.judge(
+            figures,
+            min_cosine=options.min_cosine,
+            max_perplexity_ratio=options.max_perplexity_ratio,
+            remedy="take the preset precision, more bits or a smaller block",
+        )
 
     def contents(
         self, options: MnnOptions, models: Mapping[str, Model], outputs: Outputs
@@ -292,8 +287,8 @@ def _files(root: str, export: Path, config: Path) -> dict[str, Path]:
 
 def _pruned(proof: Mapping[str, Any], outputs: Outputs) -> Finding:
     """What pruning cost, apart from what quantising did."""
-    dense = _json(outputs("reference", "reference") / "reference.json")["perplexity"]
-    told = _json(outputs("prune", "pruned") / "pruned.json")
+    dense = outputs.json("reference", "reference", "reference.json")["perplexity"]
+    told = outputs.json("prune", "pruned", "pruned.json")
     sparse, quantised = proof["perplexity_float"], proof["perplexity_quantised"]
     value = {
         **{k: told[k] for k in ("pattern", "method", "weights", "share_of_zeros", "lost_most")},
@@ -324,22 +319,8 @@ def _judge_sparsity(options: MnnOptions, value: Mapping[str, Any]) -> None:
         )
 
 
-def _json(file: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
-
-
 def _findings(proof: Mapping[str, Any], against: str) -> Iterator[Finding]:
-    first = proof["answers"][0]
-    text = f"{first['prompt']}\n  {first['answer']}"
-    yield Finding(name="answer", value=first, text=text)
-    cosine, least = proof["cosine_mean"], proof["cosine_min"]
-    text = f"cosine of logits with {against}: {cosine:.4f} (least {least:.4f})"
-    yield Finding(name="cosine_mean", value=cosine, text=text)
-    before, after = proof["perplexity_float"], proof["perplexity_quantised"]
-    ratio = proof["perplexity_ratio"]
-    text = f"perplexity: {before:.2f} before, {after:.2f} after ({ratio:.3f} times)"
-    yield Finding(name="perplexity_ratio", value=ratio, text=text)
+    yield from closeness.findings(proof, against)
     fast, slow = proof["prefill_tokens_per_second"], proof["decode_tokens_per_second"]
     if fast and slow:
         threads = proof["threads"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekiln.backends.mnn_options import FILES, MnnOptions
+from edgekiln.backends.ndks import OWN
 from edgekiln.backends.qnn_socs import find_soc
 from edgekiln.errors import ModelError, UsageError, nearest
 
@@ -145,7 +146,7 @@ def _npu_clashes(o: MnnOptions) -> Iterator[tuple[str, str, str]]:
 def _device_clashes(o: MnnOptions) -> Iterator[tuple[str, str, str]]:
     if o.separate_libraries and not builds_runtime(o):
         yield "separate_libraries", "is about a runtime that is built", "add --runtime android"
-    if o.ndk != "r27c" and not (o.runtime == "android" or o.npu):
+    if o.ndk != OWN and not (o.runtime == "android" or o.npu):
         yield f"ndk {o.ndk}", "is about what is built for a phone", "add --runtime android"
     if o.app != "none" and (o.runtime != "android" and not o.npu):
         yield "app", "is built around the phone's runtime", "add --runtime android"

@@ -9,7 +9,6 @@ The runtime depends on no model: built once, it lies in the store for every late
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from edgekiln import units
 from edgekiln.backends.base import Finding, Outputs
 from edgekiln.backends.mnn_checks import builds_runtime
 from edgekiln.backends.mnn_options import MnnOptions
+from edgekiln.backends.ndks import with_ndk
 from edgekiln.backends.qnn_socs import find_soc
 from edgekiln.errors import ToolchainError
 from edgekiln.pipeline import JSON, FromPath, FromStage, Input, Output, Stage
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from edgekiln.backends.qairt_sdk import Sdk
     from edgekiln.models import Model
 
-_TOOLCHAIN = "mnn-android"
-_OWN_NDK = "r27c"
 ABI = "arm64-v8a"
 # Below the runtime's output, by its kind.
 FOLDERS = {"android": ABI, "host": "x86_64"}
@@ -35,11 +33,6 @@ PROGRAMS = ("llm_demo", "llm_bench")
 TOOLS = ("generateIO", "compilefornpu", "MNN2QNNModel")
 # Of the vendor's phone files: what libMNN.so loads. The rest belongs to Genie.
 _GENIES = ("genie-t2t-run", "libGenie.so", "libQnnHtpNetRunExtensions.so")
-
-
-def toolchain(options: MnnOptions) -> str:
-    """mnn-android with the NDK that was asked for."""
-    return _TOOLCHAIN if options.ndk == _OWN_NDK else f"{_TOOLCHAIN}@ndk-{options.ndk}"
 
 
 def sdk_of(options: MnnOptions) -> Sdk | None:
@@ -80,7 +73,7 @@ def _runtime(options: MnnOptions, vendor: Mapping[str, Input]) -> Stage:
         names += ("libllm.so", "libMNN_Express.so")
     return Stage(
         name="runtime",
-        toolchain=toolchain(options),
+        toolchain=with_ndk("mnn-android", options.ndk),
         program="mnn/runtime.py",
         inputs=vendor,
         outputs=(
@@ -99,7 +92,7 @@ def _tools(options: MnnOptions, vendor: Mapping[str, Input]) -> Stage:
     files = ("runtime.json", *(f"x86_64/{name}" for name in TOOLS))
     return Stage(
         name="tools",
-        toolchain=toolchain(options),
+        toolchain=with_ndk("mnn-android", options.ndk),
         program="mnn/runtime.py",
         inputs=vendor,
         outputs=(Output(name="runtime", files=files),),
@@ -124,7 +117,7 @@ def _npu(options: MnnOptions, vendor: Mapping[str, Input], model: Model) -> Stag
     }
     return Stage(
         name="npu",
-        toolchain=toolchain(options),
+        toolchain=with_ndk("mnn-android", options.ndk),
         program="mnn/npu.py",
         inputs={
             **vendor,
@@ -142,7 +135,7 @@ def _npu(options: MnnOptions, vendor: Mapping[str, Input], model: Model) -> Stag
 def _app(options: MnnOptions) -> Stage:
     return Stage(
         name="app",
-        toolchain=toolchain(options),
+        toolchain=with_ndk("mnn-android", options.ndk),
         program="mnn/chatapp.py",
         inputs={"runtime": FromStage(stage="runtime", output="runtime")},
         outputs=(Output(name="app", files=("MnnLlmChat.apk", "app.json")),),
@@ -157,15 +150,15 @@ def findings(options: MnnOptions, outputs: Outputs) -> Iterator[Finding]:
     """What was built, and what its files were seen to be."""
     if not builds_runtime(options):
         return
-    told = _json(outputs("runtime", "runtime") / "runtime.json")
+    told = outputs.json("runtime", "runtime", "runtime.json")
     yield Finding(name="runtime", value=told, text=_runtime_words(told))
     if options.npu:
-        npu = _json(outputs("npu", "npu") / "npu.json")
+        npu = outputs.json("npu", "npu", "npu.json")
         total = sum(b["bytes"] for b in npu["binaries"])
         text = f"for the NPU of {npu['soc']}: {len(npu['binaries'])} binaries, {units.size(total)}"
         yield Finding(name="npu", value=npu, text=f"{text}; not run here: that takes the phone")
     if options.app != "none":
-        app = _json(outputs("app", "app") / "app.json")
+        app = outputs.json("app", "app", "app.json")
         text = f"MnnLlmChat.apk {units.size(app['bytes'])}, {app['build']}"
         yield Finding(name="app", value=app, text=text)
 
@@ -201,9 +194,4 @@ def _npu_files(options: MnnOptions, name: str, made: Path) -> dict[str, Path]:
     if sdk is not None and options.soc is not None:
         libraries = device_libraries(sdk, find_soc(options.soc).arch)
         found |= {f"{ABI}/{n}": path for n, path in libraries.items() if n not in _GENIES}
-    return found
-
-
-def _json(file: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return found

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from edgekiln.backends.mlc_options import NDKS
+from edgekiln.backends.ndks import NDKS, OWN
 from edgekiln.options import option
 
 _BITS = (2, 4, 8, 16)
@@ -249,7 +249,7 @@ class _Device:
         False, "runtime: libllm.so, libMNN_CL.so and others beside libMNN.so; not given: all in it",
         group="device",
     )  # fmt: skip
-    ndk: str = option("r27c", "Android's native compilers", choices=NDKS, group="device")
+    ndk: str = option(OWN, "Android's native compilers", choices=NDKS, group="device")
     npu: bool = option(
         False, "for the NPU of a Snapdragon as well: config_qnn.json; with soc and qairt_sdk",
         group="device",

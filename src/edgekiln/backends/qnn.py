@@ -11,7 +11,6 @@ stage of its own, `calibrate`; the graph they go into and the measure are the sa
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,8 +76,8 @@ class Qnn:
     def findings(self, options: QnnOptions, outputs: Outputs) -> list[Finding]:
         """The answer, the perplexity, the layers that lost most, the binaries."""
         found = _proved(outputs) if options.prove != "none" else []
-        found += _measured(_json(outputs("quantize", "quantized") / "quality.json"))
-        compiled = _json(outputs("compile", "binaries") / "compile.json")
+        found += _measured(outputs.json("quantize", "quantized", "quality.json"))
+        compiled = outputs.json("compile", "binaries", "compile.json")
         return [*found, *_compiled(compiled, find_soc(options.soc))]
 
     def judge(self, options: QnnOptions, findings: list[Finding]) -> None:
@@ -112,7 +111,7 @@ class Qnn:
         from edgekiln.backends.qnn_phone import readme
 
         binaries, settings = outputs("compile", "binaries"), outputs("settings", "settings")
-        compiled = _json(binaries / "compile.json")
+        compiled = outputs.json("compile", "binaries", "compile.json")
         files = {f"models/{b['file']}": binaries / b["file"] for b in compiled["binaries"]}
         files |= {name: settings / name for name in _SETTINGS}
         files |= {f"prompts/{p.name}": p for p in sorted((settings / "prompts").iterdir())}
@@ -292,13 +291,8 @@ def _texts(options: QnnOptions, *names: str) -> dict[str, Input]:
     return {name: FromPath(path=Path(path)) for name, path in given.items() if path is not None}
 
 
-def _json(file: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
-
-
 def _proved(outputs: Outputs) -> list[Finding]:
-    proof = _json(outputs("proof", "proof") / "proof.json")
+    proof = outputs.json("proof", "proof", "proof.json")
     found = []
     if proof["answers"]:
         first = proof["answers"][0]

@@ -10,6 +10,7 @@ import json
 import posixpath
 import re
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -91,6 +92,12 @@ def read_source(
 
 def check(path: Path) -> Package:
     """An app that a phone can take. Raises ArtifactError for any other."""
+    if not zipfile.is_zipfile(path):
+        raise ArtifactError(
+            f"{path} is no app",
+            why="an .apk is a zip; this is none, or it was cut short",
+            remedy=f"give an .apk, or a bundle with one; `kiln inspect {path}` says what this is",
+        )
     found = read_package(path, whole=True)
     if found.kind != "apk":
         raise ArtifactError(

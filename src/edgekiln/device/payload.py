@@ -84,7 +84,8 @@ def read_manifest(bundle: Path) -> Mapping[str, Any]:
     if manifest["backend"] not in BACKENDS:
         raise UsageError(
             f"no way is known to run a bundle for {manifest['backend']} on a phone",
-            remedy=f"bundles for {' and '.join(BACKENDS)} can be run",
+            remedy=f"bundles for {' and '.join(BACKENDS)} can be run; an app goes onto a phone by "
+            "`kiln device install`",
         )
     return manifest
 
@@ -107,7 +108,7 @@ def finished_manifest(bundle: Path) -> Mapping[str, Any]:
         raise UsageError(
             f"{bundle} is no bundle of edgekiln's",
             why=f"it has no {MANIFEST} that can be read",
-            remedy="--bundle takes the folder that `kiln build` names at its end",
+            remedy="give the folder that `kiln build` names at its end",
         ) from error
     found: Mapping[str, Any] = manifest
     return found

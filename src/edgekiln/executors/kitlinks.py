@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekiln.errors import FetchError
+from edgekiln.errors import FetchError, KilnError
 
 if TYPE_CHECKING:
     from edgekiln.kits import Kit
@@ -58,20 +58,32 @@ def _kits(toolchains: list[Toolchain]) -> list[Kit]:
 @contextmanager
 def _all_told(toolchains: list[Toolchain]) -> Iterator[None]:
     """Turn the first file that cannot be had into all of them."""
-    from edgekiln.kits import missing
-
     try:
         yield
     except FetchError as error:
         named = [toolchain.asked for toolchain in toolchains if toolchain.kits]
-        files = ", ".join(part.file for part in missing(_kits(toolchains)))
         fetching = " and ".join(f"`kiln toolchains fetch {name} --to DIR`" for name in named)
         raise FetchError(
-            f"what {', '.join(named)} needs could not be fetched; missing: {files}",
-            why=f"{error.what}: {error.why}" if error.why else error.what,
+            f"kits of {' and '.join(named)} could not be fetched; missing: {_absent(toolchains)}",
+            why=_first(error),
             remedy=f"check the network; or run {fetching} where there is one, bring DIR here and "
             "say --vendor-dir DIR",
         ) from error
+
+
+def _absent(toolchains: list[Toolchain]) -> str:
+    """Every file that is missing, by kit."""
+    from edgekiln.kits import missing
+
+    files: dict[str, list[str]] = {}
+    for part in missing(_kits(toolchains)):
+        files.setdefault(part.kit, []).append(part.file)
+    return "; ".join(f"{kit} ({', '.join(names)})" for kit, names in files.items())
+
+
+def _first(error: FetchError) -> str:
+    """Why the first of them could not be had; an error made of others says so in its `why`."""
+    return error.why if isinstance(error.__cause__, KilnError) else f"{error.what}: {error.why}"
 
 
 def link_kits(toolchain: Toolchain, prefix: Path) -> Path:

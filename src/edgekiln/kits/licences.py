@@ -11,11 +11,15 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgekiln.errors import LicenceError, UsageError, nearest
 from edgekiln.home import home
 from edgekiln.kits.firstuse import read_json, write_json
 from edgekiln.locking import held
+
+if TYPE_CHECKING:
+    from edgekiln.kits import Kit
 
 VARIABLE = "EDGEKILN_ACCEPT_LICENCES"
 
@@ -89,6 +93,15 @@ def settle(names: Iterable[str], *, whose: str) -> None:
         require([name], whose=whose)
 
 
+def settle_for(kits: Iterable[Kit]) -> None:
+    """As `settle` for all licences of the kits: each is asked for once, with all that it covers."""
+    covered: dict[str, list[str]] = {}
+    for kit in kits:
+        covered.setdefault(kit.licence, []).append(kit.name)
+    for name, names in covered.items():
+        settle([name], whose=", ".join(names))
+
+
 def _by_option() -> list[str]:
     """The names that --accept-licence or the environment gives. Raises UsageError for others."""
     given = os.environ.get(VARIABLE, "").replace(",", " ").split()
@@ -99,7 +112,7 @@ def _by_option() -> list[str]:
 
 
 def _ask(licence: Licence, whose: str) -> bool:
-    print(f"{whose} is under the {licence.title}:\n  {licence.address}", file=sys.stderr)
+    print(f"Under the {licence.title}: {whose}\n  {licence.address}", file=sys.stderr)
     print("Do you accept it? [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
@@ -115,8 +128,8 @@ def _record(name: str, how: str) -> None:
 
 def _refused(licence: Licence, whose: str, *, why: str = "") -> LicenceError:
     return LicenceError(
-        f"{whose} is under the {licence.title}, which has to be accepted",
+        f"the {licence.title} has to be accepted, for {whose}",
         why=why or f"its terms: {licence.address}",
-        remedy=f"read them, then say --accept-licence {licence.name} "
+        remedy=f"read its terms, then say --accept-licence {licence.name} "
         f"(or {VARIABLE}={licence.name}); it is asked for once",
     )

@@ -22,7 +22,6 @@ from edgekiln.kits import (
     licences,
     list_kits,
     load_kit,
-    missing,
     pin_of,
     vendor_folder,
 )
@@ -57,19 +56,7 @@ def settle_all(kits: Sequence[Kit], progress: Progress) -> None:
     open_ones = [kit for kit in kits if not kit.settled]
     for kit in open_ones:
         licences.require([kit.licence], whose=kit.name)
-    try:
-        fetch_all(open_ones, downloads(), progress)
-    except FetchError as error:
-        raise _with_others(error, kits) from error
-
-
-def _with_others(error: FetchError, kits: Sequence[Kit]) -> FetchError:
-    """The same error with all else that the kits still lack, so that it is brought in one go."""
-    others = [part.file for part in missing(kits) if part.file not in f"{error.what} {error.why}"]
-    if not others:
-        return error
-    what = f"{error.what}; also missing: {', '.join(others)}"
-    return FetchError(what, why=error.why, remedy=error.remedy)
+    fetch_all(open_ones, downloads(), progress)
 
 
 def downloads() -> Path:
@@ -130,17 +117,22 @@ def repositories_of(
 
 
 def lacking(failures: Sequence[tuple[str, KilnError]]) -> KilnError:
-    """One error for all the files that could not be had; the only one's own where it is one."""
+    """One error for all the files that could not be had; the only one's own where it is one.
+
+    Its cause is the first one's, which its `why` is made of.
+    """
     first = failures[0][1]
     if len(failures) == 1:
         return first
     names = ", ".join(name for name, _ in failures)
-    return FetchError(
+    error = FetchError(
         f"{len(failures)} files could not be fetched: {names}",
         why=f"{first.what}: {first.why}" if first.why else first.what,
         remedy="check the network, or fill a folder on another machine with `kiln toolchains "
         "fetch NAME --to DIR` and name it by --vendor-dir",
     )
+    error.__cause__ = first
+    return error
 
 
 def fetch_archive(

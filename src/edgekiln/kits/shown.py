@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekiln import units
 from edgekiln.kits import licences, parts
-from edgekiln.report import table
 from edgekiln.toolchain.wheels import find_local
 from edgekiln.transfer import shown
 from edgekiln.user.pipconf import PipSettings, pip_settings
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
     from edgekiln.toolchain import Toolchain
     from edgekiln.toolchain.lock import Deb, Wheel
 
-_HEAD = ("", "what", "size", "digest", "from", "")
+_BUILT = "in the image"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +32,7 @@ class Needed:
     name: str
     size: int
     digest: str
-    source: str
+    places: tuple[str, ...]
     where: str
 
 
@@ -48,9 +51,11 @@ def needed(toolchain: Toolchain, engine: Engine | None) -> list[Needed]:
 
 
 def text(toolchain: Toolchain, rows: Iterable[Needed]) -> str:
-    """The table, what is missing in bytes, and the licences that are not accepted yet."""
+    """The list, what is missing in bytes, and the licences that are not accepted yet."""
     every = list(rows)
-    lines = [table([_row(each) for each in every], _HEAD), ""]
+    lines = []
+    for kind, group in groupby(every, key=lambda each: each.kind):
+        lines += [*_block(kind, list(group)), ""]
     lacking = [each for each in every if not each.where]
     untold = sum(not each.size for each in lacking)
     size = units.size(sum(each.size for each in lacking))
@@ -63,9 +68,28 @@ def text(toolchain: Toolchain, rows: Iterable[Needed]) -> str:
     return "\n".join(lines)
 
 
-def _row(each: Needed) -> tuple[str, ...]:
-    size = units.size(each.size) if each.size else ""
-    return each.kind, each.name, size, each.digest, each.source, each.where or "to fetch"
+def _block(kind: str, rows: Sequence[Needed]) -> list[str]:
+    """All of one kind: some short lines each, since names and digests fill a line by themselves.
+
+    Where most come from the same places, the heading names them.
+    """
+    shared, often = Counter(each.places for each in rows).most_common(1)[0]
+    told = often > 1
+    lines = [f"{kind}, from {' '.join(shared)}" if told else kind]
+    for each in rows:
+        size = units.size(each.size) if each.size else ""
+        state = each.where if each.where == _BUILT else "here" if each.where else "to fetch"
+        lines.append(f"  {state:12}  {size:>8}  {each.name}")
+        places = () if told and each.places == shared else each.places
+        more = [each.digest, *places, *([_folder(each.where)] if state == "here" else [])]
+        lines += [f"{'':26}{line}" for line in more if line]
+    return lines
+
+
+def _folder(where: str) -> str:
+    """Where a file lies that is here; its name has been said."""
+    path = Path(os.path.normpath(where))
+    return f"in {path if path.is_dir() else path.parent}"
 
 
 def _image(toolchain: Toolchain, engine: Engine | None) -> str:
@@ -74,7 +98,7 @@ def _image(toolchain: Toolchain, engine: Engine | None) -> str:
     from edgekiln.fetch import vendored
 
     if engine is not None and images.exists(engine, toolchain):
-        return "in the image"
+        return _BUILT
     path = vendored(images.archive_name(toolchain))
     return str(path) if path else ""
 
@@ -83,14 +107,14 @@ def _base(toolchain: Toolchain, where: str) -> Needed:
     base = toolchain.base
     image = base.lock.definition.image if base.lock else base.given
     name, _, digest = image.partition("@")
-    return Needed(kind="base", name=base.name, size=0, digest=digest, source=name, where=where)
+    return Needed(kind="base", name=base.name, size=0, digest=digest, places=(name,), where=where)
 
 
 def _deb(deb: Deb, where: str) -> Needed:
     name, digest = f"{deb.name} {deb.version}", f"sha256:{deb.sha256}"
-    source = "the distribution's archive"
+    places = ("the distribution's archive",)
     return Needed(
-        kind="package", name=name, size=deb.size, digest=digest, source=source, where=where
+        kind="package", name=name, size=deb.size, digest=digest, places=places, where=where
     )
 
 
@@ -102,7 +126,7 @@ def _wheel(wheel: Wheel, toolchain: Toolchain, pip: PipSettings, where: str) -> 
         name=wheel.file,
         size=wheel.size,
         digest=f"sha256:{wheel.sha256}",
-        source=" ".join(places),
+        places=tuple(places),
         where=where,
     )
 
@@ -115,6 +139,6 @@ def _kits(toolchain: Toolchain) -> Iterator[Needed]:
             name=part.file,
             size=part.size,
             digest=f"{part.trust}:{part.digest}" if part.digest else unknown,
-            source=" ".join(map(shown, part.places)),
+            places=tuple(map(shown, part.places)),
             where=part.where,
         )

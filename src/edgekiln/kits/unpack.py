@@ -109,9 +109,16 @@ def _damage_told(archive: Path) -> Iterator[None]:
     except _BROKEN as error:
         raise DigestError(
             f"{archive.name} is damaged, or no archive",
-            why=" ".join(str(error).split()) or type(error).__name__,
+            why=_reason(error),
             remedy=f"remove {archive} and fetch it again",
         ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """Why it cannot be read; tarfile lists what each of its formats made of it."""
+    if isinstance(error, tarfile.ReadError) and "- method" in str(error):
+        return "it is no zip and no tar"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextmanager

@@ -7,17 +7,19 @@ it holds is listed in its SHA256SUMS; nothing in it is believed but what a lock 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekiln.calls import call_logged
-from edgekiln.errors import FetchError, KilnError
+from edgekiln.errors import FetchError, KilnError, UsageError
 from edgekiln.fetch import RETRIES
 from edgekiln.home import home
 from edgekiln.kits import Kit, firstuse, gitsource, licences, making, vendor_folder
 from edgekiln.progress import Progress
+from edgekiln.store import disk_error
 from edgekiln.toolchain.lock import Wheel
 from edgekiln.toolchain.places import answering
 from edgekiln.toolchain.wheels import find_local, put, sha256_of
@@ -39,10 +41,27 @@ class Filled:
 def fill(toolchain: Toolchain, folder: Path, progress: Progress) -> Filled:
     """Put all that the toolchain's prefix and kits are made of into a folder.
 
-    Raises LicenceError, FetchError that names every file that could not be had, DigestError.
+    Raises LicenceError, FetchError that names every file that could not be had, DigestError,
+    DiskError or AccessError for the folder.
     """
     for kit in toolchain.kits:
         licences.require([kit.licence], whose=kit.name)
+    with _writing(folder):
+        return _fill(toolchain, folder, progress)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """What the system says of the folder to fill, as an error: full, not to be written, a file."""
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"{folder} is a file", remedy="give the folder to fill")
+        yield
+    except OSError as error:
+        raise disk_error(error, folder) from error
+
+
+def _fill(toolchain: Toolchain, folder: Path, progress: Progress) -> Filled:
     folder.mkdir(parents=True, exist_ok=True)
     failures: list[tuple[str, KilnError]] = []
     files = _wheels(toolchain, folder, progress, failures)

@@ -1,19 +1,27 @@
 """What an ELF file says of itself, read with the standard library: it is in every toolchain.
 
-The layout is the System V ABI's, for 64-bit little-endian files. Android adds a note: the NDK's
-crt files write the API level, the NDK's name and its build number into .note.android.ident
-(bionic's libc/arch-common/bionic/crtbrand.S).
+`read` looks into a linked file as the system's loader does; `head`, `segments` and `symbols` serve
+object files, too. The layout is the System V ABI's, for 64-bit little-endian files. Android adds a
+note: the NDK's crt files write the API level, the NDK's name and its build number into
+.note.android.ident (bionic's libc/arch-common/bionic/crtbrand.S).
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+MAGIC = b"\x7fELF"
 AARCH64, X86_64 = 183, 62
-_LOAD, _DYNAMIC, _NOTE = 1, 2, 4
+LOAD = 1
+_PROGRAM, _SHARED = 2, 3
+_DYNAMIC, _NOTE = 2, 4
+_HEAD = 64
+_SECTION = struct.Struct("<IIQQQQIIQQ")
+_SYMBOL_TABLES = (2, 11)  # all symbols, the loader's
 _NEEDED, _STRTAB, _SYMTAB, _STRSZ, _SONAME = 1, 5, 6, 10, 14
 _SYMBOL = struct.Struct("<IBBHQQ")
 _ANDROID_IDENT = 1
@@ -59,34 +67,57 @@ def read(path: Path) -> Elf:
     """Look into a linked ELF file. Raises ElfError."""
     content = path.read_bytes()
     try:
-        return _read(content)
-    except (struct.error, IndexError, ValueError) as error:
-        raise ElfError(f"{path.name} is cut short") from error
+        with _whole():
+            return _read(content)
     except ElfError as error:
         raise ElfError(f"{path.name} {error}") from error
 
 
+@contextmanager
+def _whole() -> Iterator[None]:
+    """What points behind the file's end, or to no text, is of a file that is cut short."""
+    try:
+        yield
+    except (struct.error, LookupError, ValueError) as error:
+        raise ElfError("is cut short") from error
+
+
 def _read(content: bytes) -> Elf:
-    if content[:4] != b"\x7fELF":
-        raise ElfError("is no ELF file")
-    if content[4:6] != b"\x02\x01":
-        raise ElfError("is not of 64 bits, little-endian")
-    kind, machine = struct.unpack_from("<HH", content, 16)
-    if kind not in (2, 3):
+    kind, machine = head(content)
+    if kind not in (_PROGRAM, _SHARED):
         raise ElfError("is not linked: it is neither a program nor a shared library")
-    segments = list(_segments(content))
-    loads = [s for s in segments if s.kind == _LOAD]
+    parts = segments(content)
+    loads = [s for s in parts if s.kind == LOAD]
     if not loads:
         raise ElfError("has nothing to load")
-    needed, soname, defined = _dynamic(content, segments)
+    needed, soname, defined = _dynamic(content, parts)
     return Elf(
         machine=machine,
         align=min(s.align for s in loads),
         soname=soname,
         needed=needed,
         defined=defined,
-        ident=_ident(content, segments),
+        ident=_ident(content, parts),
     )
+
+
+def head(content: bytes) -> tuple[int, int]:
+    """The file's type and machine. Raises ElfError for what is no ELF file of 64 bits."""
+    if content[:4] != MAGIC:
+        raise ElfError("is no ELF file")
+    if content[4:6] != b"\x02\x01":
+        raise ElfError("is not of 64 bits, little-endian")
+    if len(content) < _HEAD:
+        raise ElfError("is cut short")
+    kind, machine = struct.unpack_from("<HH", content, 16)
+    return kind, machine
+
+
+def segments(content: bytes) -> list[Segment]:
+    """Its program headers; none in an object file. Raises ElfError as `head` does."""
+    head(content)
+    with _whole():
+        return list(_segments(content))
 
 
 def _segments(content: bytes) -> Iterator[Segment]:
@@ -101,24 +132,45 @@ def _segments(content: bytes) -> Iterator[Segment]:
         yield Segment(kind=kind, offset=offset, address=address, size=filesz, align=align)
 
 
-def _place(segments: list[Segment], address: int) -> int:
+def symbols(content: bytes) -> list[str]:
+    """The global symbols it defines, by its sections, which every object file has.
+
+    Raises ElfError as `head` does.
+    """
+    head(content)
+    with _whole():
+        return list(_symbols(content))
+
+
+def _symbols(content: bytes) -> Iterator[str]:
+    (table,) = struct.unpack_from("<Q", content, 40)
+    size, count = struct.unpack_from("<HH", content, 58)
+    sections = [_SECTION.unpack_from(content, table + i * size) for i in range(count)]
+    for _, kind, _, _, offset, length, link, *_ in sections:
+        if kind not in _SYMBOL_TABLES:
+            continue
+        names = sections[link][4]
+        for name in _defined(content[offset : offset + length]):
+            begin = names + name
+            yield content[begin : content.index(b"\0", begin)].decode("utf-8", "replace")
+
+
+def _place(parts: list[Segment], address: int) -> int:
     """Where in the file an address lies."""
-    for s in segments:
-        if s.kind == _LOAD and s.address <= address < s.address + s.size:
+    for s in parts:
+        if s.kind == LOAD and s.address <= address < s.address + s.size:
             return s.offset + address - s.address
     raise ElfError("points outside of itself")
 
 
-def _dynamic(
-    content: bytes, segments: list[Segment]
-) -> tuple[tuple[str, ...], str, frozenset[str]]:
+def _dynamic(content: bytes, parts: list[Segment]) -> tuple[tuple[str, ...], str, frozenset[str]]:
     """The libraries it needs, its own name, and the symbols it defines for others."""
-    table = next((s for s in segments if s.kind == _DYNAMIC), None)
+    table = next((s for s in parts if s.kind == _DYNAMIC), None)
     if table is None:
         return (), "", frozenset()
     pairs = list(struct.iter_unpack("<QQ", content[table.offset : table.offset + table.size]))
     one = dict(reversed(pairs))
-    start = _place(segments, one[_STRTAB])
+    start = _place(parts, one[_STRTAB])
     strings = content[start : start + one[_STRSZ]]
 
     def named(offset: int) -> str:
@@ -126,22 +178,18 @@ def _dynamic(
 
     needed = tuple(named(value) for tag, value in pairs if tag == _NEEDED)
     soname = named(one[_SONAME]) if _SONAME in one else ""
-    first = _place(segments, one[_SYMTAB])
-    # The symbols end where the names begin: every linker writes the two one after the other,
-    # or with the table of versions between them, whose bytes are no defined symbols by name.
-    symbols = _symbols(content[first : _end_of_symbols(content, segments, one, first)])
-    return needed, soname, frozenset(named(name) for name in symbols if name < one[_STRSZ])
+    first = _place(parts, one[_SYMTAB])
+    found = _defined(content[first : _end_of_symbols(content, parts, one, first)])
+    return needed, soname, frozenset(named(name) for name in found if name < one[_STRSZ])
 
 
-def _end_of_symbols(
-    content: bytes, segments: list[Segment], one: dict[int, int], first: int
-) -> int:
+def _end_of_symbols(content: bytes, parts: list[Segment], one: dict[int, int], first: int) -> int:
     """The end of the table of symbols: from the hash table that counts them."""
     if hashed := one.get(4):  # DT_HASH: the number of chains is that of symbols
-        (count,) = struct.unpack_from("<I", content, _place(segments, hashed) + 4)
+        (count,) = struct.unpack_from("<I", content, _place(parts, hashed) + 4)
         return first + int(count) * _SYMBOL.size
     if gnu := one.get(0x6FFFFEF5):  # DT_GNU_HASH
-        return first + _gnu_count(content, _place(segments, gnu)) * _SYMBOL.size
+        return first + _gnu_count(content, _place(parts, gnu)) * _SYMBOL.size
     return first
 
 
@@ -158,7 +206,7 @@ def _gnu_count(content: bytes, start: int) -> int:
     return int(last) + 1
 
 
-def _symbols(table: bytes) -> Iterator[int]:
+def _defined(table: bytes) -> Iterator[int]:
     """The names' offsets of what is defined here."""
     whole = len(table) - len(table) % _SYMBOL.size
     for name, info, _, section, _, _ in _SYMBOL.iter_unpack(table[:whole]):
@@ -166,8 +214,8 @@ def _symbols(table: bytes) -> Iterator[int]:
             yield name
 
 
-def _ident(content: bytes, segments: list[Segment]) -> Ident | None:
-    for segment in segments:
+def _ident(content: bytes, parts: list[Segment]) -> Ident | None:
+    for segment in parts:
         if segment.kind != _NOTE:
             continue
         for owner, kind, body in _notes(content[segment.offset : segment.offset + segment.size]):
