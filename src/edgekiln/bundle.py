@@ -29,7 +29,7 @@ README = "README.md"
 ENVELOPES = "provenance.intoto.jsonl"
 SIGSTORE = "provenance.sigstore.json"
 # What tells of a bundle's files and is none of them.
-ABOUT = (MANIFEST, PROVENANCE, ENVELOPES, SIGSTORE)
+BESIDE = (MANIFEST, PROVENANCE, ENVELOPES, SIGSTORE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +141,7 @@ def _describe(place: Path, index: FileIndex) -> dict[str, Any]:
     return {
         name: {"size": size, "sha256": sha}
         for name, (size, sha) in index.files(place).items()
-        if name not in ABOUT
+        if name not in BESIDE
     }
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekiln.bundle import ABOUT, ENVELOPES, MANIFEST, PROVENANCE
+from edgekiln.bundle import BESIDE, ENVELOPES, MANIFEST, PROVENANCE
 from edgekiln.digest import digest_file, walk
 from edgekiln.errors import AccessError, SignatureError, UsageError
 from edgekiln.home import home
@@ -161,7 +161,9 @@ def read_statement(bundle: Path) -> bytes:
             f"{bundle} has no {PROVENANCE}", remedy="give the folder of a finished bundle"
         ) from None
     except OSError as error:
-        raise AccessError(f"cannot read {bundle / PROVENANCE}", why=str(error)) from error
+        why = error.strerror or str(error)
+        remedy = "see that your user may read it"
+        raise AccessError(f"cannot read {bundle / PROVENANCE}", why=why, remedy=remedy) from error
 
 
 def check_files(bundle: Path, payload: bytes) -> int:
@@ -172,7 +174,7 @@ def check_files(bundle: Path, payload: bytes) -> int:
     """
     told = _subjects(bundle, payload)
     there = {file.relative: file.path for file in _all(bundle)}
-    for name in sorted(told.keys() | (there.keys() - set(ABOUT))):
+    for name in sorted(told.keys() | (there.keys() - set(BESIDE))):
         if name not in there:
             raise _differs(bundle, f"{name} is missing", "the statement names it")
         if name not in told:
