@@ -8,10 +8,11 @@ a key made for this run alone; `source`, a checkout of mlc-llm. Parameters: buil
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
+
+import mlctool
 
 import apksign
 import gradlerun
@@ -72,12 +73,7 @@ def _assemble(stage: Stage, build: str, package: Path, work: Path) -> Path:
 
 
 def _app_source(stage: Stage) -> Path:
-    if stage.has("source"):
-        given = stage.input("source").resolve()
-        source = given if (given / "android").is_dir() else given.parent
-    else:
-        source = Path(os.environ.get("MLC_LLM_SOURCE_DIR", ""))
-    app = source / "android" / _APP
+    app = mlctool.sources(stage) / "android" / _APP
     if not (app / "settings.gradle").is_file():
         raise BadInput(f"the mlc-llm source has no android/{_APP}", remedy="give a whole checkout")
     return app

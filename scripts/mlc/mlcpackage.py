@@ -169,11 +169,7 @@ def check_tools() -> dict[str, str]:
 
 def _copy_source(stage: Stage, folder: Path) -> Path:
     """mlc-llm's sources, where Cargo may write its lock file."""
-    if stage.has("source"):
-        given = stage.input("source").resolve()
-        source = given if (given / "android").is_dir() else given.parent
-    else:
-        source = Path(os.environ.get("MLC_LLM_SOURCE_DIR", ""))
+    source = mlctool.sources(stage)
     wanted = ("android/mlc4j/prepare_libs.py", "3rdparty/tvm/jvm", "3rdparty/tokenizers-cpp/rust")
     missing = [name for name in wanted if not (source / name).exists()]
     if missing:

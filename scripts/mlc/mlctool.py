@@ -135,3 +135,11 @@ def _package_folder(source: Path) -> Path:
         "the mlc-llm source holds no Python package mlc_llm",
         remedy="give a checkout of mlc-ai/mlc-llm: its python/mlc_llm is used",
     )
+
+
+def sources(stage: Stage) -> Path:
+    """mlc-llm's sources: the user's checkout (or that of the given python/), or the toolchain's."""
+    if not stage.has("source"):
+        return Path(os.environ.get("MLC_LLM_SOURCE_DIR", ""))
+    given = stage.input("source").resolve()
+    return given if (given / "android").is_dir() else given.parent

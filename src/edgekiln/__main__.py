@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> None:
     from invoke.program import Program
 
     from edgekiln import cli
-    from edgekiln.helping import GROUPED, grouped
+    from edgekiln.helping import GROUPED, grouped, plain
 
     class Kiln(Program):
         """Invoke's own program leaves with 1 for a word it does not know."""
@@ -47,13 +47,15 @@ def main(arguments: Sequence[str]) -> None:
                     raise SystemExit(found.exit_code)
 
         def print_task_help(self, name: str) -> None:
-            """A build's options are told a backend at a time; all others as Invoke does."""
-            if name not in GROUPED:
-                super().print_task_help(name)
-                return
-            given = [context.args["backend"].value for context in self.tasks]
+            """In kiln's words; a build's options are told a backend at a time."""
+            context = self.parser.contexts[name]
             docstring = inspect.getdoc(self.collection[name]) or ""
-            flags = self.parser.contexts[name].help_tuples()
+            flags = context.help_tuples()
+            if name not in GROUPED:
+                needed = [argument.name for argument in context.positional_args]
+                print(plain(name, docstring, flags, needed))
+                return
+            given = [asked.args["backend"].value for asked in self.tasks]
             try:
                 print(grouped(name, docstring, flags, (given or [""])[0]))
             except UsageError as error:

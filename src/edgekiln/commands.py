@@ -550,7 +550,10 @@ def _refuse_no_log(log: Path) -> None:
         with log.open("rb") as file:
             begins = file.read(4096)
     except OSError as error:
-        raise AccessError(f"cannot read {log}", why=error.strerror or str(error)) from error
+        why = error.strerror or str(error)
+        raise AccessError(
+            f"cannot read {log}", why=why, remedy="give a log you may read"
+        ) from error
     if not begins:
         raise UsageError(f"{log} is empty", remedy="give the log of what went wrong")
     if b"\0" in begins and begins[:2] not in (b"\xff\xfe", b"\xfe\xff"):

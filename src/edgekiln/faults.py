@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from edgekiln import yamls
 from edgekiln.errors import DiskError, FetchError, KilnError, OutOfMemoryError, StageError
 
 E = TypeVar("E", bound=KilnError)
@@ -70,11 +71,7 @@ class Found:
 @lru_cache(maxsize=1)
 def faults() -> tuple[Fault, ...]:
     """All that are known, those that say more first."""
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    text = Path(__file__).with_name("faults.yaml").read_text(encoding="utf-8")
-    return tuple(_fault(entry) for entry in yaml.load(text, Loader=loader))
+    return tuple(_fault(entry) for entry in yamls.beside(__file__, "faults.yaml"))
 
 
 def _fault(entry: Mapping[str, Any]) -> Fault:

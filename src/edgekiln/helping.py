@@ -1,4 +1,4 @@
-"""The help of the commands that take a build's options: what all share, then one backend's.
+"""The help of the commands; of a build, what all builds share, then one backend's options.
 
 There are some 150 options, of three backends. Shown together they help nobody.
 """
@@ -14,6 +14,30 @@ from edgekiln.options import Spec
 
 GROUPED = ("build", "doctor")
 Row = tuple[str, str]
+
+
+def plain(
+    name: str,
+    docstring: str,
+    flags: Iterable[tuple[str, str | None]],
+    needed: Sequence[str],
+) -> str:
+    """The help text of a command; `needed` are the arguments that stand by themselves."""
+    words = [*name.split("."), *(word.upper() for word in needed), "[options]"]
+    rows = [_needed((flag, text or ""), needed) for flag, text in flags]
+    rows.sort(key=lambda row: row[0].startswith("--"))
+    blocks = [
+        f"Usage: kiln {' '.join(words)}",
+        textwrap.indent(docstring, "  "),
+        _block("Options:", rows),
+    ]
+    return "\n\n".join(blocks)
+
+
+def _needed(row: Row, needed: Sequence[str]) -> Row:
+    """An argument that stands by itself, as the usage line has it."""
+    name = row[0].removeprefix("--").partition("=")[0]
+    return (name.upper(), row[1]) if name in needed else row
 
 
 def grouped(

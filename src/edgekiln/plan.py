@@ -75,8 +75,8 @@ class Planner:
             def tell(done: int, total: int) -> None:
                 nonlocal told
                 if not told and total > _WORTH_A_BAR:
+                    told = True  # first: several threads hash
                     self._reporter.started(task, f"{units.size(total)} of {path} to hash, once")
-                    told = True
                 if told:
                     self._reporter.progressed(task, done, total, "B", "")
 

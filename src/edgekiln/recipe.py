@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekiln import yamls
 from edgekiln.errors import UsageError, nearest
 from edgekiln.home import project
 from edgekiln.options import parse, refuse_idle, specs
@@ -170,9 +171,8 @@ def _read(file: Path) -> Recipe:
 def _yaml(file: Path) -> dict[str, Any]:
     import yaml
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        found = yaml.load(file.read_text(encoding="utf-8"), Loader=loader)
+        found = yamls.load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         why = " ".join(str(error).split())
         remedy = "mend it; docs/recipes.md shows one"

@@ -29,7 +29,7 @@ class Reporter(Protocol):
         """How far it is."""
 
     def ended(self, task: str, how: str, figures: Mapping[str, Any]) -> None:
-        """It ended: `how` is done, cached or failed."""
+        """It ended: `how` is done, cached, failed or stopped."""
 
     def result(self, name: str, value: Any, text: str) -> None:
         """Something the build found out: `value` for machines, `text` for people."""
@@ -189,7 +189,7 @@ class BarReporter(LineReporter):
             bar = self._bars.pop(task, None)
             if bar is not None:
                 bar.close()
-        colour = {"failed": "31", "cached": "36"}.get(how, "32")
+        colour = {"failed": "31", "stopped": "33", "cached": "36"}.get(how, "32")
         self.say(f"{paint(task, '1')}: {paint(how, colour)}{_brief(figures)}")
 
     def close(self) -> None:

@@ -53,6 +53,7 @@ class Runner:
         self._store, self._executor, self._planner = store, executor, planner
         self._toolchains, self._reporter = planner.toolchains, reporter
         self._limits, self._logs = limits, logs
+        self._stopping = False
 
     def run(self, pipeline: Pipeline, planned: list[Planned]) -> dict[str, Done]:
         """Run to the end. What finished before a failure stays in the store.
@@ -75,6 +76,7 @@ class Runner:
                     for job in ended:
                         finished[running.pop(job).name] = job.result()
             except BaseException:
+                self._stopping = True
                 self._executor.cancel()
                 raise
         return {s.name: finished[s.name] for s in pipeline.stages}
@@ -165,7 +167,9 @@ class Runner:
             raise disk_error(error, self._store.root) from error
 
     def _failed(self, stage: Stage, work: Path, log: Path) -> None:
-        self._reporter.ended(stage.name, "failed", {"log": str(log)})
+        # Beside one that failed, or when the user stops the build, a stage did nothing wrong.
+        how = "stopped" if self._stopping else "failed"
+        self._reporter.ended(stage.name, how, {"log": str(log)})
         self._store.discard(work)
 
     def _meta(

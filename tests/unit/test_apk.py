@@ -59,6 +59,17 @@ def test_an_app_says_what_it_is(app: Path) -> None:
     assert library.fits_16k and library.lies_at_16k and library.offset
 
 
+def test_inspect_says_it_in_words(app: Path) -> None:
+    rows = dict(look(app, Heard()).found.rows)
+    assert rows["kind"] == "Android app (APK)"
+    assert rows["package"] == "ai.mlc.mlcchat 1.1 (version code 1)"
+    assert rows["Android"] == "API 26 or newer, made for 33"
+    assert rows["build"].startswith("debug")
+    assert "with a debug key" in rows["signed"]
+    (library,) = read_package(app).libraries
+    assert rows[library.name].endswith("fits 16 KB pages, stored at a 16 KB boundary")
+
+
 def test_the_certificate_is_the_one_that_apksigner_sees(app: Path) -> None:
     import subprocess
 

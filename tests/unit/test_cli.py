@@ -90,6 +90,16 @@ def test_help_names_every_option_of_one_backend(command: str, backend: str) -> N
         assert f"Options of {backend}, {group}:" in shown
 
 
+def test_help_of_a_command_says_what_stands_by_itself() -> None:
+    shown = kiln("help", "device", "install", COLUMNS="90").stdout
+    assert shown.startswith("Usage: kiln device install APP [options]\n")
+    options = shown.partition("Options:\n")[2].splitlines()
+    assert options[0].startswith("  APP  ") and not any("--app" in line for line in options)
+    assert any(line.startswith("  --serial=STRING ") for line in options)
+    assert max(map(len, shown.splitlines())) <= 90
+    assert kiln("help", "engine", "up").stdout.startswith("Usage: kiln engine up [options]\n")
+
+
 def test_help_asked_for_at_a_lines_end_is_of_its_backend() -> None:
     asked = kiln("build", "--backend", "mlc", "--model", "x", "--help").stdout
     assert asked == kiln("help", "build", "--backend", "mlc").stdout != ""

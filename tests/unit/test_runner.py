@@ -222,6 +222,8 @@ def test_a_failure_stops_the_stages_beside_it(bench: Bench) -> None:
     with pytest.raises(StageError, match="bad"):
         bench.run(pipeline)
     assert time.monotonic() - began < 30
+    assert bench.heard.how("bad") == ["failed"]
+    assert bench.heard.how("slow") == ["stopped"], "it did nothing wrong"
     assert not list((bench.store.root / "doing").iterdir())
 
 

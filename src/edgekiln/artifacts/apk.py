@@ -340,6 +340,8 @@ def _rows(found: Package) -> Iterator[tuple[str, str]]:
     if found.min_sdk is not None:
         aimed = f", made for {found.target_sdk}" if found.target_sdk is not None else ""
         yield "Android", f"API {found.min_sdk} or newer{aimed}"
+    if found.debuggable:
+        yield "build", "debug: whoever holds the phone can look into the app"
     if found.kind == "apk":
         yield "signed", _signed(found)
     for model in found.models:

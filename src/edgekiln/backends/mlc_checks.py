@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekiln import yamls
 from edgekiln.backends.mlc_options import MlcOptions
 from edgekiln.backends.mlc_targets import TARGETS, Target
 from edgekiln.errors import ModelError, ToolchainError, UsageError
@@ -40,11 +41,7 @@ Clash = tuple[str, str]
 @lru_cache(maxsize=1)
 def data() -> dict[str, Any]:
     """The presets and names of mlc.yaml."""
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    text = Path(__file__).with_name("mlc.yaml").read_text(encoding="utf-8")
-    found: dict[str, Any] = yaml.load(text, Loader=loader)
+    found: dict[str, Any] = yamls.beside(__file__, "mlc.yaml")
     return found
 
 

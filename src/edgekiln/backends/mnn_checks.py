@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekiln import yamls
 from edgekiln.backends.mnn_options import FILES, MnnOptions
 from edgekiln.backends.ndks import OWN
 from edgekiln.backends.qnn_socs import find_soc
@@ -33,11 +34,7 @@ _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_interme
 @lru_cache(maxsize=1)
 def data() -> dict[str, Any]:
     """The families and presets of mnn.yaml."""
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    text = Path(__file__).with_name("mnn.yaml").read_text(encoding="utf-8")
-    found: dict[str, Any] = yaml.load(text, Loader=loader)
+    found: dict[str, Any] = yamls.beside(__file__, "mnn.yaml")
     return found
 
 

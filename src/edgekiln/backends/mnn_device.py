@@ -104,13 +104,8 @@ def _tools(options: MnnOptions, vendor: Mapping[str, Input]) -> Stage:
 
 def _npu(options: MnnOptions, vendor: Mapping[str, Input], model: Model) -> Stage:
     assert options.soc is not None
-    soc = find_soc(options.soc)
     params: dict[str, JSON] = {
-        "soc": soc.soc,
-        "soc_model": soc.soc_model,
-        "arch": soc.arch,
-        "vtcm_mb": soc.vtcm_mb,
-        "weight_sharing": soc.weight_sharing,
+        **find_soc(options.soc).params(),
         "chunk": options.npu_chunk,
         "history": options.npu_history,
         "family": model.family,

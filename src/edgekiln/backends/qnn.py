@@ -183,7 +183,7 @@ def _calibrate(read: Mapping[str, Input], options: QnnOptions, model: Model) -> 
     from edgekiln.backends.qnn_checks import block
 
     names = ("weight_bits", "head_bits", "embed_bits", "seq_mse", "calibration_tokens")
-    params = _given(options, *names) | _chip(find_soc(options.soc))
+    params = _given(options, *names) | find_soc(options.soc).params()
     params["weight_block"] = block(model, options)
     return Stage(
         name="calibrate",
@@ -227,7 +227,7 @@ def _compile(options: QnnOptions, model: Model, sdk: Sdk | None) -> Stage:
         program="qnn/compile.py" if own else "qnn/qairt_compile.py",
         inputs=inputs,
         outputs=(Output(name="binaries", files=("compile.json",)), Output(name="twins")),
-        params=_chip(find_soc(options.soc)) | _given(options, "splits", "optimization"),
+        params=find_soc(options.soc).params() | _given(options, "splits", "optimization"),
         memory=sizes.compile_memory(model, options),
         disk=sizes.binaries_bytes(model, options),
     )
@@ -247,7 +247,7 @@ def _settings(source: Input, texts: Input, options: QnnOptions) -> Stage:
             "binaries": FromStage(stage="compile", output="binaries"),
         },
         outputs=(Output(name="settings", files=(*_SETTINGS, "settings.json")),),
-        params=_chip(find_soc(options.soc)) | _given(options, *names),
+        params=find_soc(options.soc).params() | _given(options, *names),
         memory=256 << 20,
         disk=1 << 20,
     )
@@ -273,17 +273,6 @@ def _proof(options: QnnOptions, model: Model) -> Stage:
 
 def _given(options: QnnOptions, *names: str) -> dict[str, JSON]:
     return {name: getattr(options, name) for name in names}
-
-
-def _chip(soc: Soc) -> dict[str, JSON]:
-    """What stages know of the chip: they do not read the table, so that it is in their keys."""
-    return {
-        "soc": soc.soc,
-        "soc_model": soc.soc_model,
-        "arch": soc.arch,
-        "vtcm_mb": soc.vtcm_mb,
-        "weight_sharing": soc.weight_sharing,
-    }
 
 
 def _texts(options: QnnOptions, *names: str) -> dict[str, Input]:

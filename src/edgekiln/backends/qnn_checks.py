@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekiln import yamls
 from edgekiln.backends.qnn_options import TEXTS, QnnOptions
 from edgekiln.backends.qnn_socs import find_soc
 from edgekiln.errors import AccessError, ModelError, UsageError, nearest
@@ -33,11 +34,7 @@ QNN = "v2.51.0"
 @lru_cache(maxsize=1)
 def data() -> dict[str, Any]:
     """The families and presets of qnn.yaml."""
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    text = Path(__file__).with_name("qnn.yaml").read_text(encoding="utf-8")
-    found: dict[str, Any] = yaml.load(text, Loader=loader)
+    found: dict[str, Any] = yamls.beside(__file__, "qnn.yaml")
     return found
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from edgekiln.errors import UsageError, nearest
 from edgekiln.home import project
+from edgekiln.pipeline import JSON
 
 DATA = Path("scripts/qnn/data")
 
@@ -34,6 +35,11 @@ class Soc:
     def title(self) -> str:
         """For people: SM8750 (Snapdragon 8 Elite)."""
         return f"{self.soc.upper()} (Snapdragon {self.names[0]})"
+
+    def params(self) -> dict[str, JSON]:
+        """What stages know of the chip: they do not read the table, so that it is in their keys."""
+        names = ("soc", "soc_model", "arch", "vtcm_mb", "weight_sharing")
+        return {name: getattr(self, name) for name in names}
 
 
 @lru_cache(maxsize=1)

@@ -18,7 +18,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from edgekiln import units
+from edgekiln import units, yamls
 from edgekiln.artifacts.apk import PAGE_16K, Package, read_package
 from edgekiln.bundle import MANIFEST
 from edgekiln.device.adb import Phone
@@ -288,11 +288,7 @@ def _refuse_full(phone: Phone, source: Source) -> None:
 @lru_cache(maxsize=1)
 def refusals() -> Mapping[str, Mapping[str, str]]:
     """What each of the package manager's codes means."""
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    text = Path(__file__).with_name("refusals.yaml").read_text(encoding="utf-8")
-    found: Mapping[str, Mapping[str, str]] = yaml.load(text, Loader=loader)
+    found: Mapping[str, Mapping[str, str]] = yamls.beside(__file__, "refusals.yaml")
     return found
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from edgekiln.errors import ToolchainError
-from edgekiln.toolchain.records import field, read
+from edgekiln.toolchain.records import field, read_named
 from edgekiln.transfer import Pin
 
 FIRST_USE = "first-use"
@@ -90,16 +90,7 @@ class KitDefinition:
 
 def read_kit(path: Path) -> KitDefinition:
     """The kit in `path`, checked. Raises ToolchainError with the path of what is wrong."""
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    try:
-        data = yaml.load(path.read_bytes(), Loader=loader)
-    except yaml.YAMLError as error:
-        raise ToolchainError(f"{path.name} is not YAML", why=" ".join(str(error).split())) from None
-    found: KitDefinition = read(KitDefinition, data, where=path.name)
-    if found.name != path.stem:
-        raise ToolchainError(f"{path.name}: name is {found.name}", remedy=f"name: {path.stem}")
+    found = read_named(KitDefinition, path)
     _check(found, path.name)
     return found
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from edgekiln.errors import ToolchainError, nearest
 from edgekiln.home import project
@@ -20,7 +20,7 @@ from edgekiln.toolchain.lock import (
     read_lock,
     refuse_placeholders,
 )
-from edgekiln.toolchain.records import read
+from edgekiln.toolchain.records import read_named
 
 if TYPE_CHECKING:
     from edgekiln.kits import Kit
@@ -194,16 +194,7 @@ def other_base(reference: str) -> Base:
 
 def read_definition(cls: type[D], path: Path) -> D:
     """The YAML in `path`, checked. Raises ToolchainError with the path of what is wrong."""
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    try:
-        data: Any = yaml.load(path.read_bytes(), Loader=loader)
-    except yaml.YAMLError as error:
-        raise ToolchainError(f"{path.name} is not YAML", why=" ".join(str(error).split())) from None
-    found: D = read(cls, data, where=path.name)
-    if found.name != path.stem:
-        raise ToolchainError(f"{path.name}: name is {found.name}", remedy=f"name: {path.stem}")
+    found: D = read_named(cls, path)
     if isinstance(found, Definition):
         refuse_placeholders((*found.requirements, *found.overrides), path.name)
         _check_env(found, path.name)

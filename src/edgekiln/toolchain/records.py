@@ -10,8 +10,10 @@ import dataclasses
 import types
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+from edgekiln import yamls
 from edgekiln.errors import ToolchainError, nearest
 
 T = TypeVar("T")
@@ -46,6 +48,24 @@ def read(cls: type[T], data: Any, *, where: str) -> T:
         elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
             raise ToolchainError(f"{where}: {spec.name} is missing")
     return cls(**values)
+
+
+def read_named(cls: type[T], path: Path) -> T:
+    """Build `cls` from a YAML file whose `name` is the file's own.
+
+    Raises ToolchainError with the path of what is wrong.
+    """
+    import yaml
+
+    try:
+        data = yamls.load(path.read_bytes())
+    except yaml.YAMLError as error:
+        raise ToolchainError(f"{path.name} is not YAML", why=" ".join(str(error).split())) from None
+    found = read(cls, data, where=path.name)
+    name = vars(found)["name"]
+    if name != path.stem:
+        raise ToolchainError(f"{path.name}: name is {name}", remedy=f"name: {path.stem}")
+    return found
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
