@@ -41,7 +41,10 @@ def program_digest(scripts: Path, program: str) -> str:
 
 
 def program_files(scripts: Path, program: str) -> dict[str, str]:
-    """The sha256 of a program and of every module of scripts/ it imports, by path in scripts/."""
+    """sha256 of a program and of every module of scripts/ it imports, by their paths in scripts/.
+
+    Raises AccessError for a program that is not there.
+    """
     return {name: digest_file(scripts / name) for name in _closure(scripts, program)}
 
 
