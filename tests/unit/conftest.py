@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from edgekiln import toolchain
 from tests.unit.kit import Bench
 
 
@@ -26,3 +28,12 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(
         tmp_path, SimpleNamespace(name="plain", digest="0" * 64, env={}, summary="", kits=())
     )
+
+
+@pytest.fixture
+def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The shipped toolchains, in a folder that a test may change."""
+    target = tmp_path / "toolchains"
+    shutil.copytree(toolchain.folder(), target)
+    monkeypatch.setattr(toolchain, "folder", lambda: target)
+    return target

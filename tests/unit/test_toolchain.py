@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,15 +12,6 @@ from edgekiln.errors import ToolchainError
 from edgekiln.toolchain import list_bases, list_toolchains, load_toolchain, read_definition, schemas
 from edgekiln.toolchain.lock import BaseDefinition, Definition
 from edgekiln.toolchain.records import plain, read
-
-
-@pytest.fixture
-def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The shipped toolchains, in a folder that a test may change."""
-    target = tmp_path / "toolchains"
-    shutil.copytree(toolchain.folder(), target)
-    monkeypatch.setattr(toolchain, "folder", lambda: target)
-    return target
 
 
 def change(path: Path, old: str, new: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from edgekiln import doctor, images, toolchain
+from edgekiln import doctor, images
 from edgekiln.errors import FetchError, ImageError, KilnError, ToolchainError
 from edgekiln.executors import docker
 from edgekiln.executors.base import StageRun, environment
@@ -29,15 +28,6 @@ from tests.unit.test_lock import put_wheel, uv  # noqa: F401 - a fixture
 
 BODY = zipped({"tool/answer": b"42"})
 WITH_KITS = [name for name in list_toolchains() if load_toolchain(name).kits]
-
-
-@pytest.fixture
-def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The shipped toolchains, in a folder that a test may change."""
-    target = tmp_path / "toolchains"
-    shutil.copytree(toolchain.folder(), target)
-    monkeypatch.setattr(toolchain, "folder", lambda: target)
-    return target
 
 
 def declare(copy: Path, name: str, **keys: Any) -> None:
