@@ -254,13 +254,37 @@ def images_gc(c: Context, dry_run: bool = False) -> None:
 )
 @cli.command
 def images_export(c: Context, name: str, to: str) -> None:
-    """Write an image to a tar file.
+    """Write an image to a tar file, and what is in it to a file beside that (.cdx.json).
 
     Example: kiln images export mnn --to mnn.tar
     """
     from edgekiln.commands import images_export as run
 
     run(name, Path(to))
+
+
+@task(
+    name="sbom",
+    positional=["name"],
+    help={
+        **_DEBUG,
+        **_TOOLCHAIN,
+        "to": "the file to write (default: standard output)",
+        "executor": "look into the image (docker), the prefix (native), or what is there (auto)",
+    },
+    auto_shortflags=False,
+)
+@cli.command
+def images_sbom(c: Context, name: str, to: str = "", executor: str = "auto") -> None:
+    """Tell what is in a toolchain, with licences and digests: CycloneDX 1.6, in JSON.
+
+    Examples:
+      kiln images sbom mnn
+      kiln images sbom mlc-android --to mlc-android.cdx.json
+    """
+    from edgekiln.commands import images_sbom as run
+
+    run(name, to=Path(to).expanduser() if to else None, executor=executor)
 
 
 @task(
@@ -825,6 +849,63 @@ def inspect(
 @task(
     help={
         **_DEBUG,
+        "folder": "the bundle to sign",
+        "key": "the private key, PEM (default: the one that --new-key made)",
+        "new-key": "make a key for you, at --key or its default place; with a bundle, sign it then",
+        "sigstore": "sign by Sigstore with your identity in the place of a key",
+    },
+    auto_shortflags=False,
+)
+@cli.command
+def sign(
+    c: Context, folder: str = "", key: str = "", new_key: bool = False, sigstore: bool = False
+) -> None:
+    """Sign a bundle's provenance, and with it every file of the bundle.
+
+    A key that is encrypted is opened with EDGEKILN_KEY_PASSWORD. docs/provenance.md says more.
+
+    Examples:
+      kiln sign --new-key
+      kiln sign build/smollm2-135m-instruct/mnn
+      kiln sign build/smollm2-135m-instruct/mnn --key ~/keys/release.pem
+    """
+    from edgekiln.commands import sign as run
+
+    run(folder, key=key, new_key=new_key, sigstore=sigstore)
+
+
+@task(
+    name="signature",
+    positional=["folder"],
+    help={
+        **_DEBUG,
+        "folder": "the bundle to verify",
+        "key": "the signer's public key, PEM (default: your own)",
+        "identity": "Sigstore: who must have signed it, e.g. a mail address",
+        "issuer": "Sigstore: who must have vouched for that identity, an address",
+    },
+    auto_shortflags=False,
+)
+@cli.command
+def verify_signature(
+    c: Context, folder: str, key: str = "", identity: str = "", issuer: str = ""
+) -> None:
+    """Check a bundle's signature, and every file of the bundle against what was signed.
+
+    Leaves with 19 where either does not hold.
+
+    Examples:
+      kiln verify signature build/smollm2-135m-instruct/mnn --key release.pub
+      kiln verify signature DIR --identity me@example.org --issuer https://accounts.google.com
+    """
+    from edgekiln.commands import verify_signature as run
+
+    run(folder, key=key, identity=identity, issuer=issuer)
+
+
+@task(
+    help={
+        **_DEBUG,
         "path": "a folder or file under tests/, or FILE::TEST (default: all tests)",
         "unit": "only the tests that need no container engine and no toolchain",
         "args": "further arguments for pytest, in quotes",
@@ -881,12 +962,20 @@ def _group(name: str, *tasks: Task[Any]) -> Collection:
     return group
 
 
-namespace = Collection(build, doctor, inspect, explain, test, bench)
+namespace = Collection(build, doctor, inspect, explain, sign, test, bench)
 namespace.add_collection(
     _group(
-        "images", images_list, images_build, images_verify, images_gc, images_export, images_shell
+        "images",
+        images_list,
+        images_build,
+        images_verify,
+        images_gc,
+        images_export,
+        images_sbom,
+        images_shell,
     )
 )
+namespace.add_collection(_group("verify", verify_signature))
 namespace.add_collection(_group("models", models_get, models_show))
 namespace.add_collection(
     _group("toolchains", toolchains_list, toolchains_show, toolchains_lock, toolchains_fetch)

@@ -269,6 +269,26 @@ class _Build:
             about,
             self._store.index,
             texts=contents.texts,
+            predicate=self._predicate(done, contents.files.values(), about["drift"]),
+        )
+
+    def _predicate(
+        self, done: Mapping[str, Done], bundled: Iterable[Path], drift: list[str]
+    ) -> dict[str, Any]:
+        """What the bundle's provenance says of this build."""
+        from edgekiln.provenance import predicate
+
+        job = self._job
+        return predicate(
+            parameters=_parameters(job),
+            models=job.models,
+            pipeline=job.pipeline,
+            toolchains=job.toolchains,
+            entries={name: d.entry for name, d in done.items()},
+            bundled=bundled,
+            drift=drift,
+            scripts=self._planner.scripts,
+            index=self._store.index,
         )
 
 
@@ -362,6 +382,24 @@ def _about(
         "drift": sorted({line for d in done.values() for line in d.entry.meta.get("drift", [])}),
         "figures": {f.name: f.value for f in findings},
         "shown": [f.text for f in findings],
+    }
+
+
+def _parameters(job: Job) -> dict[str, Any]:
+    """The recipe as it was asked for, without this machine's paths."""
+    from edgekiln.options import specs
+    from edgekiln.provenance import portable
+
+    paths = [spec.name for spec in specs(job.backend.options).values() if spec.path]
+    asked = {"name": job.recipe.name} if job.recipe.name else {}
+    return {
+        "recipe": {
+            **asked,
+            "backend": job.backend.name,
+            "model": job.model.name if job.model.source == "local" else job.model.source,
+            "preset": job.recipe.preset,
+            "options": portable(_plain(job.options), paths),
+        }
     }
 
 

@@ -1,7 +1,7 @@
 """The bundle: what goes onto the phone, with a manifest that says what it is and where from.
 
     build/MODEL/BACKEND/            the files, README.md for the phone, manifest.json,
-                                    provenance.json (in-toto, SLSA v1)
+                                    provenance.json (in-toto, SLSA v1; see provenance.py)
 
 A bundle is put together in a folder beside its place and renamed into it; its full manifest
 comes last, so a bundle whose manifest names the build is whole.
@@ -25,8 +25,11 @@ from edgekiln.store import disk_error
 MANIFEST = "manifest.json"
 PROVENANCE = "provenance.json"
 README = "README.md"
-# What tells of the files and is none of them.
-BESIDE = (MANIFEST, PROVENANCE)
+# `kiln sign` puts these beside it: signed statements, one envelope a line; and Sigstore's bundle.
+ENVELOPES = "provenance.intoto.jsonl"
+SIGSTORE = "provenance.sigstore.json"
+# What tells of a bundle's files and is none of them.
+BESIDE = (MANIFEST, PROVENANCE, ENVELOPES, SIGSTORE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +64,11 @@ def write_bundle(
     index: FileIndex,
     *,
     texts: Mapping[str, str] | None = None,
+    predicate: Mapping[str, Any] | None = None,
 ) -> Bundle:
     """Put a bundle together at `place`, in the stead of an older one.
 
+    With `predicate` its provenance is written, too: a statement about every file.
     Raises UsageError when something else than a bundle lies there: it is not ours to remove.
     """
     if place.exists() and not _is_ours(place):
@@ -86,50 +91,16 @@ def write_bundle(
         fresh.rename(place)
         # Described in its place, so that the index knows the files where they will be looked for.
         manifest = {**about, "edgekiln": __version__, "files": _describe(place, index)}
-        write_json(place / PROVENANCE, provenance(manifest))
+        if predicate is not None:
+            from edgekiln.provenance import statement
+
+            write_json(place / PROVENANCE, statement(manifest["files"], predicate))
         write_json(place / f".{MANIFEST}", manifest)
         (place / f".{MANIFEST}").replace(place / MANIFEST)
     except OSError as error:
         shutil.rmtree(fresh, ignore_errors=True)
         raise disk_error(error, place) from error
     return Bundle(path=place, manifest=manifest)
-
-
-def provenance(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """An in-toto statement with a SLSA v1 predicate about the bundle's files.
-
-    Formats: in-toto attestation Statement v1, slsa.dev/provenance/v1.
-    """
-    subjects = [
-        {"name": name, "digest": {"sha256": file["sha256"]}}
-        for name, file in sorted(manifest["files"].items())
-    ]
-    materials = [{"name": "model", "digest": {"sha256": manifest["model"]["digest"]}}]
-    materials += [
-        {"name": f"toolchain:{name}", "digest": {"sha256": digest}}
-        for name, digest in sorted(manifest["toolchains"].items())
-    ]
-    return {
-        "_type": "https://in-toto.io/Statement/v1",
-        "subject": subjects,
-        "predicateType": "https://slsa.dev/provenance/v1",
-        "predicate": {
-            "buildDefinition": {
-                "buildType": "urn:edgekiln:build:v1",
-                "externalParameters": {
-                    "backend": manifest["backend"],
-                    "model": manifest["model"]["source"],
-                    "options": manifest["options"],
-                },
-                "internalParameters": {"stages": manifest["stages"]},
-                "resolvedDependencies": materials,
-            },
-            "runDetails": {
-                "builder": {"id": "urn:edgekiln", "version": {"edgekiln": __version__}},
-                "metadata": {"invocationId": manifest["build_key"]},
-            },
-        },
-    }
 
 
 def write_json(path: Path, value: Any) -> None:

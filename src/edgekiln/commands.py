@@ -159,6 +159,24 @@ def images_export(name: str, to: Path) -> None:
     with _task(f"export {name}"):
         images.export(_engine(), load_toolchain(name), to)
     print(f"{to} ({units.size(to.stat().st_size)})")
+    images_sbom(name, to=to.with_name(f"{to.name}.cdx.json"), executor="docker")
+
+
+def images_sbom(name: str, *, to: Path | None, executor: str) -> None:
+    """Write a toolchain's bill of materials to a file, or to standard output."""
+    from edgekiln import sbom
+    from edgekiln.store import disk_error
+    from edgekiln.toolchain import load_toolchain
+
+    text = sbom.of_toolchain(load_toolchain(name), executor=executor)
+    if to is None:
+        sys.stdout.write(text)
+        return
+    try:
+        to.write_text(text, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise disk_error(error, to) from error
+    print(f"{to} ({units.size(to.stat().st_size)})")
 
 
 def images_shell(name: str, *, folder: str) -> None:
@@ -341,6 +359,50 @@ def bundle_lint(folder: str, *, model: str) -> None:
     problems = lint(place, Path(model).expanduser() if model else None)
     why = "Genie or the phone would refuse the bundle, or answer wrongly"
     _tell_problems(place, problems, "nothing found", why)
+
+
+def sign(folder: str, *, key: str, new_key: bool, sigstore: bool) -> None:
+    """Make a key, sign a bundle, or both."""
+    from edgekiln import signing
+
+    if not folder and not new_key:
+        raise UsageError("which bundle?", remedy="kiln sign DIR, or kiln sign --new-key")
+    if sigstore and (key or new_key):
+        raise UsageError("--sigstore signs without a key", remedy="leave out --key and --new-key")
+    place = Path(key).expanduser() if key else signing.own_key()
+    if new_key:
+        print(f"key: {place}; its public half, to give away: {signing.new_key(place)}")
+    if not folder:
+        return
+    bundle = Path(folder).expanduser()
+    if sigstore:
+        from edgekiln import keyless
+
+        print(f"{bundle}: signed by Sigstore for {keyless.sign(bundle)}")
+    else:
+        print(f"{bundle}: signed with the key {signing.sign(bundle, place)[:16]}…")
+
+
+def verify_signature(folder: str, *, key: str, identity: str, issuer: str) -> None:
+    """Print whose signature a bundle has. Raises SignatureError where it does not hold."""
+    from edgekiln import signing
+
+    bundle = Path(folder).expanduser()
+    if identity or issuer:
+        if key or not (identity and issuer):
+            raise UsageError(
+                "Sigstore needs who signed and who vouches for them, and no key",
+                remedy="give --identity and --issuer, or --key alone",
+            )
+        from edgekiln import keyless
+
+        found = keyless.verify(bundle, identity=identity, issuer=issuer)
+        print(f"{bundle}: signed by {identity}; its {found.files} files are what was signed")
+        return
+    place = Path(key).expanduser() if key else signing.public_of(signing.own_key())
+    found = signing.verify(bundle, place)
+    print(f"{bundle}: signed with {place} ({found.keyid[:16]}…)")
+    print(f"its {found.files} files are what was signed")
 
 
 def package_check(file: str) -> None:

@@ -152,6 +152,13 @@ class DifferenceError(KilnError):
     kind = "difference"
 
 
+class SignatureError(KilnError):
+    """A signature that is missing, wrong, of another key, or about other files."""
+
+    exit_code = 19
+    kind = "signature"
+
+
 def nearest(wrong: str, right: Iterable[str]) -> str:
     """A remedy that names the closest of `right`, or lists them all when none is close."""
     known = sorted(right)

@@ -140,6 +140,8 @@ def test_containers_and_plain_processes_make_the_same_bytes(native: Built, docke
     found = sums(docker.place / "mnn_models")
     assert found == sums(native.place / "mnn_models")
     assert len(found) >= 5
+    one, other = ((b.place / "provenance.json").read_bytes() for b in (native, docker))
+    assert one == other
     by = {s["executor"] for s in docker.manifest["stages"].values()}
     assert by == {"docker"}, "nothing of it came out of the other's store"
 

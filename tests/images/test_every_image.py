@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from edgekiln import images
+from edgekiln import images, sbom
 from edgekiln.engine import Engine
 from edgekiln.progress import Silent
 from edgekiln.toolchain import list_toolchains, load_toolchain
@@ -71,6 +71,23 @@ def test_verify_proves_the_image_in_a_container_without_a_network(name: str, ima
     assert code == 0, said
     for proof in ("locked versions", *PROOFS[name]):
         assert any(proof in line for line in lines), proof
+
+
+def test_the_bill_of_materials_is_of_what_is_installed(name: str, image: str) -> None:
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    toolchain = load_toolchain(name)
+    text = sbom.of_toolchain(toolchain, executor="docker")
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    assert sbom.of_toolchain(toolchain, executor="docker") == text
+    parts = json.loads(text)["components"]
+    python = [part for part in parts if part.get("purl", "").startswith("pkg:pypi/")]
+    assert len(python) == len(toolchain.lock.wheels)
+    assert all(part["hashes"] and part["licenses"] for part in python)
+    debs = [part for part in parts if part.get("purl", "").startswith("pkg:deb/")]
+    assert {deb.name for deb in toolchain.lock.debs} <= {part["name"] for part in debs}
+    assert all(part["licenses"] for part in debs)
 
 
 def test_labels_say_what_the_image_is(engine: Engine, name: str, image: str) -> None:

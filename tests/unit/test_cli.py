@@ -46,6 +46,10 @@ def kiln(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
         (["help", "images"], ["--list", "images"]),
         (["toolchains", "lock", "mnn"], ["toolchains.lock", "--name", "mnn"]),
         (["toolchains", "lock", "--check"], ["toolchains.lock", "--check"]),
+        (["sign", "DIR", "--key", "k"], ["sign", "--folder", "DIR", "--key", "k"]),
+        (["sign", "--new-key"], ["sign", "--new-key"]),
+        (["verify", "signature", "DIR"], ["verify.signature", "DIR"]),
+        (["verify"], ["--list", "verify"]),
         (["test", "tests/unit", "--args", "-x"], ["test", "--path", "tests/unit", "--args", "-x"]),
     ],
 )

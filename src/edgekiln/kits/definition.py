@@ -79,6 +79,7 @@ class KitDefinition:
     summary: str = field("one line for people")
     version: str = field("its maker's version", default="")
     licence: str = field("the licence to accept before it is fetched", default="")
+    spdx: str = field("its licence as an SPDX expression, for bills of materials", default="")
     archives: tuple[Archive, ...] = field("files, unpacked one over the other", default=())
     source: Source | None = field(  # noqa: RUF009 - a field of records, not a value
         "a git repository at one commit", default=None
