@@ -377,6 +377,41 @@ def toolchains_lock(c: Context, name: str = "", check: bool = False) -> None:
 
 
 @task(
+    name="health",
+    help={
+        **_COMMON,
+        "name": "one toolchain, or a variant of it (default: all of them)",
+        "base": "ask for another base, e.g. nvidia/cuda@sha256:…",
+        "vendor-dir": _OFFLINE["vendor-dir"],
+    },
+    auto_shortflags=False,
+)
+def toolchains_health(
+    c: Context,
+    name: str = "",
+    base: str = "",
+    vendor_dir: str | None = None,
+    quiet: bool = False,
+    json: bool = False,
+    debug: bool = False,
+) -> None:
+    """Ask upstream whether it still has all that a toolchain pins, and has it unchanged.
+
+    Nothing large is downloaded. Leaves with 20 where something is gone or changed, with 5 where
+    something was merely not reached.
+
+    Examples:
+      kiln toolchains health mnn
+      kiln toolchains health --json
+    """
+    from edgekiln.commands import toolchains_health as run
+
+    with cli.reporting(quiet=quiet, as_json=json, debug=debug) as reporter:
+        cli.offline(vendor_dir, None)
+        run(reporter, name=name, base=base)
+
+
+@task(
     name="fetch",
     positional=["name"],
     help={
@@ -825,7 +860,14 @@ namespace.add_collection(
 )
 namespace.add_collection(_group("models", models_get, models_show))
 namespace.add_collection(
-    _group("toolchains", toolchains_list, toolchains_show, toolchains_lock, toolchains_fetch)
+    _group(
+        "toolchains",
+        toolchains_list,
+        toolchains_show,
+        toolchains_lock,
+        toolchains_fetch,
+        toolchains_health,
+    )
 )
 namespace.add_collection(_group("recipes", recipes_list, recipes_show))
 namespace.add_collection(

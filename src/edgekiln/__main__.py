@@ -15,7 +15,13 @@ _GROUPS = (
 )  # fmt: skip
 _HELP = ("help", "--help", "-h")
 # Invoke has no positional argument that may be left out: these are flags to it.
-_OPTIONAL = {"toolchains.lock": "--name", "test": "--path", "bench": "--only"}
+_OPTIONAL = {
+    "toolchains.lock": "--name",
+    "toolchains.health": "--name",
+    "toolchains.outdated": "--name",
+    "test": "--path",
+    "bench": "--only",
+}
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -269,6 +269,28 @@ def toolchains_lock(name: str, *, check: bool) -> None:
         raise ToolchainError("not all is as it was locked", remedy="kiln toolchains lock NAME")
 
 
+def toolchains_health(reporter: Reporter, *, name: str, base: str) -> None:
+    """Ask each upstream whether it still has what is pinned. Raises as `health.refuse` does."""
+    from edgekiln.toolchain import list_toolchains, load_toolchain
+    from edgekiln.upstream import health
+    from edgekiln.user.pipconf import pip_settings
+
+    names = [name] if name else list_toolchains()
+    toolchains = [load_toolchain(each, base=base or None) for each in names]
+    what = name or "all toolchains"
+    reporter.started("health", f"asking upstream about {what}")
+    started = time.monotonic()
+    try:
+        found = health.health(toolchains, pip_settings(), Task(reporter, "health", "things"))
+    except BaseException:
+        reporter.ended("health", "failed", {})
+        raise
+    reporter.ended("health", "done", {"seconds": round(time.monotonic() - started, 3)})
+    text = f"{health.shown(found)}\n\n{health.counts(found)}"
+    reporter.result("health", health.plain(found), text)
+    health.refuse(found)
+
+
 def recipes_list() -> None:
     """Print every ready build."""
     from edgekiln.recipe import list_recipes, load_recipe

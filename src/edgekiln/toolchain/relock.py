@@ -256,7 +256,6 @@ def _with_sizes(
 def resolve_debs(packages: tuple[str, ...], base: Base, progress: Progress) -> list[Deb]:
     """What apt would install on the base today for `packages`, with what they need."""
     from edgekiln.engine import find_engine
-    from edgekiln.images.base import apt_for, ensure_base
 
     if not packages:
         return []
@@ -264,14 +263,24 @@ def resolve_debs(packages: tuple[str, ...], base: Base, progress: Progress) -> l
     if engine is None:
         remedy = "start one: kiln engine up"
         raise EngineError("apt's packages are locked in a container of the base", remedy=remedy)
-    ready = ensure_base(engine, base, progress, frozen=False)
     progress.update(0, None, "resolving packages")
-    apt = apt_for(base, ready)
     script = (
-        "export APT_CONFIG=/run/kiln/apt; set -- ; [ ! -s /run/kiln/sources ] || "
-        "set -- -o Dir::Etc::SourceList=/run/kiln/sources -o Dir::Etc::SourceParts=/nonexistent;"
         'apt-get update -qq "$@" && apt-get install -qq -y --no-install-recommends --print-uris '
         f'-o Acquire::ForceHash=SHA256 "$@" {" ".join(packages)}'
+    )
+    said = in_base(engine, base, script, progress)
+    return sorted((_deb(line) for line in said.splitlines() if line), key=lambda deb: deb.name)
+
+
+def in_base(engine: Engine, base: Base, script: str, progress: Progress) -> str:
+    """What a shell script says in a container of the base; "$@" are apt's options there."""
+    from edgekiln.images.base import apt_for, ensure_base
+
+    ready = ensure_base(engine, base, progress, frozen=False)
+    apt = apt_for(base, ready)
+    settings = (
+        "export APT_CONFIG=/run/kiln/apt; set -- ; [ ! -s /run/kiln/sources ] || "
+        "set -- -o Dir::Etc::SourceList=/run/kiln/sources -o Dir::Etc::SourceParts=/nonexistent;"
     )
     with tempfile.TemporaryDirectory(prefix="edgekiln-lock-") as scratch:
         Path(scratch, "apt").write_text(apt.conf(ca="/run/kiln/ca"), encoding="utf-8")
@@ -279,8 +288,7 @@ def resolve_debs(packages: tuple[str, ...], base: Base, progress: Progress) -> l
         ca = apt.ca_file()
         Path(scratch, "ca").write_bytes(ca.read_bytes() if ca else b"")
         mount = ["--volume", f"{scratch}:/run/kiln:ro"]
-        said = _run(engine, [*mount, ready.reference, "sh", "-c", script])
-    return sorted((_deb(line) for line in said.splitlines() if line), key=lambda deb: deb.name)
+        return _run(engine, [*mount, ready.reference, "sh", "-c", settings + script])
 
 
 def _run(engine: Engine, arguments: list[str]) -> str:
