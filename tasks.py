@@ -358,22 +358,29 @@ def toolchains_show(c: Context, name: str) -> None:
         **_DEBUG,
         "name": "one toolchain or base, e.g. mnn or debian-12 (default: all of them)",
         "check": "change nothing; say what has drifted, and leave with 4 if anything has",
+        "only": "refresh these, the rest stays as locked: packages by name, or wheels, debs, uv, "
+        "base; several with commas",
+        "to": "the version that the YAML is to pin the package of --only at",
     },
     auto_shortflags=False,
 )
 @cli.command
-def toolchains_lock(c: Context, name: str = "", check: bool = False) -> None:
-    """Make a toolchain's lock anew; with --check only say what has drifted.
+def toolchains_lock(
+    c: Context, name: str = "", check: bool = False, only: str = "", to: str = ""
+) -> None:
+    """Make a toolchain's lock anew and say what changed; with --check only what has drifted.
 
     A lock is made after toolchains/NAME.yaml was changed. docs/images-and-locks.md says more.
 
     Examples:
       kiln toolchains lock mnn
+      kiln toolchains lock mnn --only torch
+      kiln toolchains lock mnn --only onnx --to 1.23.3
       kiln toolchains lock --check
     """
     from edgekiln.commands import toolchains_lock as run
 
-    run(name, check=check)
+    run(name, check=check, only=only, to=to)
 
 
 @task(
@@ -409,6 +416,35 @@ def toolchains_health(
     with cli.reporting(quiet=quiet, as_json=json, debug=debug) as reporter:
         cli.offline(vendor_dir, None)
         run(reporter, name=name, base=base)
+
+
+@task(
+    name="outdated",
+    help={
+        **_COMMON,
+        "name": "one toolchain (default: all of them)",
+        "every": "ask about every package that is locked, not only those that the YAMLs name",
+    },
+    auto_shortflags=False,
+)
+def toolchains_outdated(
+    c: Context,
+    name: str = "",
+    every: bool = False,
+    quiet: bool = False,
+    json: bool = False,
+    debug: bool = False,
+) -> None:
+    """List newer versions of what a toolchain pins; nothing is changed.
+
+    Examples:
+      kiln toolchains outdated
+      kiln toolchains outdated mnn --every
+    """
+    from edgekiln.commands import toolchains_outdated as run
+
+    with cli.reporting(quiet=quiet, as_json=json, debug=debug) as reporter:
+        run(reporter, name=name, every=every)
 
 
 @task(
@@ -867,6 +903,7 @@ namespace.add_collection(
         toolchains_lock,
         toolchains_fetch,
         toolchains_health,
+        toolchains_outdated,
     )
 )
 namespace.add_collection(_group("recipes", recipes_list, recipes_show))

@@ -46,22 +46,22 @@ class Index:
     def __init__(self, address: str, pip: PipSettings, *, flat: bool = False) -> None:
         self.address, self.pip, self.flat = address, pip, flat
         self._guard = threading.Lock()
-        self._dead = ""
+        self.dead = ""
         self._pages: dict[str, list[Listed]] = {}
 
     def files(self, project: str) -> list[Listed]:
         """What it lists of a project. Raises NotReachedError where it does not answer."""
         name = "" if self.flat else re.sub(r"[-_.]+", "-", project).lower()
         with self._guard:
-            if self._dead:
-                raise NotReachedError(self._dead)
+            if self.dead:
+                raise NotReachedError(self.dead)
             if name in self._pages:
                 return self._pages[name]
         try:
             found = self._read(name)
         except NotReachedError as error:
             with self._guard:
-                self._dead = str(error)
+                self.dead = str(error)
             raise
         with self._guard:
             self._pages[name] = found
