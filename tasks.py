@@ -387,7 +387,7 @@ def toolchains_lock(
     name="health",
     help={
         **_COMMON,
-        "name": "one toolchain, or a variant of it (default: all of them)",
+        "name": "one toolchain or a variant of it, or several with commas (default: all)",
         "base": "ask for another base, e.g. nvidia/cuda@sha256:…",
         "vendor-dir": _OFFLINE["vendor-dir"],
     },
@@ -422,7 +422,7 @@ def toolchains_health(
     name="outdated",
     help={
         **_COMMON,
-        "name": "one toolchain (default: all of them)",
+        "name": "one toolchain, or several with commas (default: all)",
         "every": "ask about every package that is locked, not only those that the YAMLs name",
     },
     auto_shortflags=False,

@@ -261,7 +261,7 @@ def toolchains_lock(name: str, *, check: bool, only: str, to: str) -> None:
     """
     from edgekiln.toolchain import list_bases, list_toolchains, relock
 
-    chosen = [word.strip() for word in only.split(",") if word.strip()]
+    chosen = _words(only)
     _check_chosen(name, check, chosen, to)
     drifted = False
     for each in [name] if name else [*list_bases(), *list_toolchains()]:
@@ -274,6 +274,15 @@ def toolchains_lock(name: str, *, check: bool, only: str, to: str) -> None:
         print("\n".join([f"{each}: {len(found)} drifted", *(f"  {line}" for line in found)]))
     if drifted:
         raise ToolchainError("not all is as it was locked", remedy="kiln toolchains lock NAME")
+
+
+def _names(text: str) -> list[str]:
+    """Names of toolchains; the commas of a variant, NAME@KIT,KIT, are its own."""
+    return [text] if "@" in text else _words(text)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _check_chosen(name: str, check: bool, chosen: list[str], to: str) -> None:
@@ -312,7 +321,7 @@ def toolchains_health(reporter: Reporter, *, name: str, base: str) -> None:
     from edgekiln.upstream import health
     from edgekiln.user.pipconf import pip_settings
 
-    names = [name] if name else list_toolchains()
+    names = _names(name) or list_toolchains()
     toolchains = [load_toolchain(each, base=base or None) for each in names]
     what = name or "all toolchains"
     reporter.started("health", f"asking upstream about {what}")
@@ -334,7 +343,7 @@ def toolchains_outdated(reporter: Reporter, *, name: str, every: bool) -> None:
     from edgekiln.upstream import outdated
     from edgekiln.user.pipconf import pip_settings
 
-    toolchains = [load_toolchain(each) for each in ([name] if name else list_toolchains())]
+    toolchains = [load_toolchain(each) for each in _names(name) or list_toolchains()]
     reporter.started("outdated", f"asking upstream about {name or 'all toolchains'}")
     started = time.monotonic()
     task = Task(reporter, "outdated", "packages")

@@ -158,11 +158,10 @@ def shown(found: Sequence[Found]) -> str:
         good = next((a for a in each.answers if a.state == OK), None)
         told = [good] if good else list(each.answers) or [_nowhere()]
         told += [a for a in each.answers if good and _worth_a_word(each.thing, a)]
-        for number, answer in enumerate(told):
-            thing = each.thing
-            who = ("", "", "") if number else (thing.kind, thing.name, thing.version)
-            rows.append((*who, answer.state, answer.place, answer.why))
-    return table(rows, ("kind", "name", "version", "", "place", "why"))
+        thing = each.thing
+        who = (thing.kind, thing.name, thing.version)
+        rows += [(*who, answer.state, answer.place, answer.why) for answer in told]
+    return table(rows, ("kind", "name", "version", "state", "place", "why"))
 
 
 def _worth_a_word(thing: Thing, answer: Answer) -> bool:
