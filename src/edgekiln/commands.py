@@ -276,7 +276,7 @@ def toolchains_lock(name: str, *, check: bool, only: str, to: str) -> None:
         raise ToolchainError("not all is as it was locked", remedy="kiln toolchains lock NAME")
 
 
-def _names(text: str) -> list[str]:
+def _toolchains(text: str) -> list[str]:
     """Names of toolchains; the commas of a variant, NAME@KIT,KIT, are its own."""
     return [text] if "@" in text else _words(text)
 
@@ -321,7 +321,7 @@ def toolchains_health(reporter: Reporter, *, name: str, base: str) -> None:
     from edgekiln.upstream import health
     from edgekiln.user.pipconf import pip_settings
 
-    names = _names(name) or list_toolchains()
+    names = _toolchains(name) or list_toolchains()
     toolchains = [load_toolchain(each, base=base or None) for each in names]
     what = name or "all toolchains"
     reporter.started("health", f"asking upstream about {what}")
@@ -343,7 +343,7 @@ def toolchains_outdated(reporter: Reporter, *, name: str, every: bool) -> None:
     from edgekiln.upstream import outdated
     from edgekiln.user.pipconf import pip_settings
 
-    toolchains = [load_toolchain(each) for each in _names(name) or list_toolchains()]
+    toolchains = [load_toolchain(each) for each in _toolchains(name) or list_toolchains()]
     reporter.started("outdated", f"asking upstream about {name or 'all toolchains'}")
     started = time.monotonic()
     task = Task(reporter, "outdated", "packages")
