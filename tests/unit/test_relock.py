@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +13,14 @@ import pytest
 
 from edgekiln import commands, toolchain
 from edgekiln.errors import KilnError, ToolchainError
+from edgekiln.home import project
 from edgekiln.progress import Silent
 from edgekiln.toolchain import file_digest, load_base, load_toolchain, relock
 from edgekiln.toolchain.differences import Change, changes_of
 from edgekiln.toolchain.lock import BaseLock, Deb, Definition, Lock, Wheel, read_lock, write_lock
 from edgekiln.toolchain.repin import repinned
 from edgekiln.user.pipconf import PipSettings
+from tests.unit.kitmaking import NOBODY, Repo
 from tests.unit.test_lock import put_wheel, uv  # noqa: F401 - a fixture
 
 YAML = """\
@@ -48,9 +53,7 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uv: None) -> Path:  # 
         relock, "pip_settings", lambda: PipSettings(find_links=(str(folder),), no_index=True)
     )
     (copy / "demo.yaml").write_text(YAML, encoding="utf-8")
-    what = toolchain.read_definition(
-        type(load_toolchain("mnn").lock.definition), copy / "demo.yaml"
-    )
+    what = toolchain.read_definition(Definition, copy / "demo.yaml")
     shipped = load_toolchain("mnn").lock
     held = replace(
         shipped,
@@ -236,3 +239,42 @@ def test_a_bases_image_and_packages_are_compared() -> None:
     assert list(changes_of(base, moved)) == [
         Change(kind="image", name="debian-12", before=image, after=image, digest=True)
     ]
+
+
+@pytest.mark.skipif(not all(map(shutil.which, ("git", "jq", "sh"))), reason="needs git and jq")
+def test_a_bump_becomes_a_branch_with_the_table_and_is_made_once(tmp_path: Path) -> None:
+    """The workflow's script with git and jq; kiln and gh are told by what they are called with."""
+    repo = Repo(tmp_path / "clone")
+    repo.commit({"toolchains/demo.yaml": b"part==1\n"})
+    repo.git("init", "--bare", "--quiet", "../origin.git")
+    repo.git("remote", "add", "origin", "../origin.git")
+    script = project() / ".github" / "bump"
+    programs = {
+        repo.path / "kiln": 'echo "$*" >> ../asked; echo part==2 > toolchains/demo.yaml\n'
+        'echo /somewhere/demo.lock.json; echo "wheel part 1 2"\n',
+        tmp_path / "bin" / "gh": 'echo "$*" >> ../asked; cat "$8"\n',
+    }
+    for path, body in programs.items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{body}", encoding="utf-8")
+        path.chmod(0o755)
+    bump = {"only": "part", "to": "2", "toolchains": ["demo"], "branch": "bump/part-2"}
+    env = {**os.environ, **NOBODY, "BUMP": json.dumps(bump)}
+    env["PATH"] = f"{tmp_path / 'bin'}{os.pathsep}{env['PATH']}"
+    command = ["sh", str(script)]
+    done = subprocess.run(
+        command, cwd=repo.path, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "### demo\n\n```\nwheel part 1 2\n```" in done.stdout
+    asked = (tmp_path / "asked").read_text(encoding="utf-8").splitlines()
+    assert asked[0] == "toolchains lock demo --only part --to 2"
+    assert asked[1].startswith("pr create --head bump/part-2 --title toolchains: part 2 (demo)")
+    assert repo.git("show", "--name-only", "--format=%s", "origin/bump/part-2").split("\n\n") == [
+        "toolchains: part 2 (demo)",
+        "toolchains/demo.yaml",
+    ]
+    again = subprocess.run(
+        command, cwd=repo.path, env=env, capture_output=True, text=True, check=False
+    )
+    assert again.stdout == "bump/part-2 is there already\n"

@@ -123,6 +123,8 @@ def _private(scratch: Path, apt: AptSettings) -> Path:
         "Dir::Etc::TrustedParts": scratch / "trusted",
         "APT::Architecture": "amd64",
         "Acquire::Languages": "none",
+        "Acquire::http::Timeout": "20",  # seconds; what the user's apt was told comes after
+        "Acquire::https::Timeout": "20",
         "APT::Sandbox::User": "root",  # apt's own user could not read these folders
     }
     lines = [f'{key} "{value}";\n' for key, value in told.items()]

@@ -49,7 +49,7 @@ def _asks(toolchains: Sequence[Toolchain], pip: PipSettings) -> Iterator[tuple[i
     seen: set[Thing] = set()
     bases = {each.base.name: each.base for each in toolchains}
     for base in bases.values():
-        own = [each for each in toolchains if each.base is base or each.base.name == base.name]
+        own = [each for each in toolchains if each.base.name == base.name]
         yield from _base_asks(base, own)
     known: dict[str, Index] = {}
     for toolchain in toolchains:
