@@ -382,22 +382,93 @@ def toolchains_show(c: Context, name: str) -> None:
         **_DEBUG,
         "name": "one toolchain or base, e.g. mnn or debian-12 (default: all of them)",
         "check": "change nothing; say what has drifted, and leave with 4 if anything has",
+        "only": "refresh these, the rest stays as locked: packages by name, or wheels, debs, uv, "
+        "base; several with commas",
+        "to": "the version that the YAML is to pin the package of --only at",
     },
     auto_shortflags=False,
 )
 @cli.command
-def toolchains_lock(c: Context, name: str = "", check: bool = False) -> None:
-    """Make a toolchain's lock anew; with --check only say what has drifted.
+def toolchains_lock(
+    c: Context, name: str = "", check: bool = False, only: str = "", to: str = ""
+) -> None:
+    """Make a toolchain's lock anew and say what changed; with --check only what has drifted.
 
     A lock is made after toolchains/NAME.yaml was changed. docs/images-and-locks.md says more.
 
     Examples:
       kiln toolchains lock mnn
+      kiln toolchains lock mnn --only torch
+      kiln toolchains lock mnn --only onnx --to 1.23.3
       kiln toolchains lock --check
     """
     from edgekiln.commands import toolchains_lock as run
 
-    run(name, check=check)
+    run(name, check=check, only=only, to=to)
+
+
+@task(
+    name="health",
+    help={
+        **_COMMON,
+        "name": "one toolchain or a variant of it, or several with commas (default: all)",
+        "base": "ask for another base, e.g. nvidia/cuda@sha256:…",
+        "vendor-dir": _OFFLINE["vendor-dir"],
+    },
+    auto_shortflags=False,
+)
+def toolchains_health(
+    c: Context,
+    name: str = "",
+    base: str = "",
+    vendor_dir: str | None = None,
+    quiet: bool = False,
+    json: bool = False,
+    debug: bool = False,
+) -> None:
+    """Ask upstream whether it still has all that a toolchain pins, and has it unchanged.
+
+    Nothing large is downloaded. Leaves with 20 where something is gone or changed, with 5 where
+    something was merely not reached.
+
+    Examples:
+      kiln toolchains health mnn
+      kiln toolchains health --json
+    """
+    from edgekiln.commands import toolchains_health as run
+
+    with cli.reporting(quiet=quiet, as_json=json, debug=debug) as reporter:
+        cli.offline(vendor_dir, None)
+        run(reporter, name=name, base=base)
+
+
+@task(
+    name="outdated",
+    help={
+        **_COMMON,
+        "name": "one toolchain, or several with commas (default: all)",
+        "every": "ask about every package that is locked, not only those that the YAMLs name",
+    },
+    auto_shortflags=False,
+)
+def toolchains_outdated(
+    c: Context,
+    name: str = "",
+    every: bool = False,
+    quiet: bool = False,
+    json: bool = False,
+    debug: bool = False,
+) -> None:
+    """List newer versions of what a toolchain pins; nothing is changed.
+
+    Examples:
+      kiln toolchains outdated
+      kiln toolchains outdated mnn --every
+    """
+    from edgekiln.commands import toolchains_outdated as run
+
+    with cli.reporting(quiet=quiet, as_json=json, debug=debug) as reporter:
+        run(reporter, name=name, every=every)
 
 
 @task(
@@ -978,7 +1049,15 @@ namespace.add_collection(
 namespace.add_collection(_group("verify", verify_signature))
 namespace.add_collection(_group("models", models_get, models_show))
 namespace.add_collection(
-    _group("toolchains", toolchains_list, toolchains_show, toolchains_lock, toolchains_fetch)
+    _group(
+        "toolchains",
+        toolchains_list,
+        toolchains_show,
+        toolchains_lock,
+        toolchains_fetch,
+        toolchains_health,
+        toolchains_outdated,
+    )
 )
 namespace.add_collection(_group("recipes", recipes_list, recipes_show))
 namespace.add_collection(

@@ -16,7 +16,14 @@ _GROUPS = (
 )  # fmt: skip
 _HELP = ("help", "--help", "-h")
 # Invoke has no positional argument that may be left out: these are flags to it.
-_OPTIONAL = {"toolchains.lock": "--name", "test": "--path", "bench": "--only", "sign": "--folder"}
+_OPTIONAL = {
+    "toolchains.lock": "--name",
+    "toolchains.health": "--name",
+    "toolchains.outdated": "--name",
+    "test": "--path",
+    "bench": "--only",
+    "sign": "--folder",
+}
 
 
 def main(arguments: Sequence[str]) -> None:

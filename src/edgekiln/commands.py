@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from edgekiln.kits import Kit
     from edgekiln.problems import Problem
     from edgekiln.toolchain import Toolchain
+    from edgekiln.toolchain.differences import Relocked
 
 # Programs that tests call, and the packages of Debian and Ubuntu that hold them.
 _TESTS_CALL = {
@@ -270,21 +271,107 @@ def toolchains_fetch(name: str, *, to: Path, image: bool) -> None:
         print(f"{saved} ({units.size(saved.stat().st_size)})")
 
 
-def toolchains_lock(name: str, *, check: bool) -> None:
-    """Lock a toolchain, or all of them; with `check` say what has drifted and change nothing."""
+def toolchains_lock(name: str, *, check: bool, only: str, to: str) -> None:
+    """Lock a toolchain, or all of them; with `check` say what has drifted and change nothing.
+
+    `only` (names with commas) refreshes these and leaves the rest as it was locked; `to` moves
+    the YAML's pin of the one package that `only` names.
+    """
     from edgekiln.toolchain import list_bases, list_toolchains, relock
 
+    chosen = _words(only)
+    _check_chosen(name, check, chosen, to)
     drifted = False
     for each in [name] if name else [*list_bases(), *list_toolchains()]:
         with _task(each) as task:
             if not check:
-                print(relock.lock(each, task))
+                _tell_changes(_lock(each, task, chosen, to))
                 continue
             found = relock.check(each, task)
         drifted |= bool(found)
         print("\n".join([f"{each}: {len(found)} drifted", *(f"  {line}" for line in found)]))
     if drifted:
         raise ToolchainError("not all is as it was locked", remedy="kiln toolchains lock NAME")
+
+
+def _toolchains(text: str) -> list[str]:
+    """Names of toolchains; the commas of a variant, NAME@KIT,KIT, are its own."""
+    return [text] if "@" in text else _words(text)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _check_chosen(name: str, check: bool, chosen: list[str], to: str) -> None:
+    if chosen and check:
+        raise UsageError("--only and --check contradict each other", remedy="give one of them")
+    if chosen and not name:
+        raise UsageError("--only: of which toolchain?", remedy="kiln toolchains lock NAME --only …")
+    if to and len(chosen) != 1:
+        raise UsageError("--to: which package?", remedy="name one package with --only")
+
+
+def _lock(name: str, task: Task, chosen: list[str], to: str) -> Relocked:
+    from edgekiln.toolchain import folder, relock
+    from edgekiln.toolchain.repin import repinned
+
+    if not to:
+        return relock.lock(name, task, only=chosen)
+    path = folder() / f"{name}.yaml"
+    if not path.is_file():
+        raise UsageError(f"--to: {name} is no toolchain", remedy="kiln toolchains list")
+    with repinned(path, chosen[0], to):
+        return relock.lock(name, task, only=chosen)
+
+
+def _tell_changes(made: Relocked) -> None:
+    from edgekiln.toolchain.differences import HEAD
+
+    print(made.path)
+    rows = [change.row for change in made.changes]
+    print(table(rows, HEAD) if rows else "nothing has changed")
+
+
+def toolchains_health(reporter: Reporter, *, name: str, base: str) -> None:
+    """Ask each upstream whether it still has what is pinned. Raises as `health.refuse` does."""
+    from edgekiln.toolchain import list_toolchains, load_toolchain
+    from edgekiln.upstream import health
+    from edgekiln.user.pipconf import pip_settings
+
+    names = _toolchains(name) or list_toolchains()
+    toolchains = [load_toolchain(each, base=base or None) for each in names]
+    what = name or "all toolchains"
+    reporter.started("health", f"asking upstream about {what}")
+    started = time.monotonic()
+    try:
+        found = health.health(toolchains, pip_settings(), Task(reporter, "health", "things"))
+    except BaseException:
+        reporter.ended("health", "failed", {})
+        raise
+    reporter.ended("health", "done", {"seconds": round(time.monotonic() - started, 3)})
+    text = f"{health.shown(found)}\n\n{health.counts(found)}"
+    reporter.result("health", health.plain(found), text)
+    health.refuse(found)
+
+
+def toolchains_outdated(reporter: Reporter, *, name: str, every: bool) -> None:
+    """Print what is newer than the pins; nothing is changed."""
+    from edgekiln.toolchain import list_toolchains, load_toolchain
+    from edgekiln.upstream import outdated
+    from edgekiln.user.pipconf import pip_settings
+
+    toolchains = [load_toolchain(each) for each in _toolchains(name) or list_toolchains()]
+    reporter.started("outdated", f"asking upstream about {name or 'all toolchains'}")
+    started = time.monotonic()
+    task = Task(reporter, "outdated", "packages")
+    try:
+        report = outdated.outdated(toolchains, pip_settings(), task, every=every)
+    except BaseException:
+        reporter.ended("outdated", "failed", {})
+        raise
+    reporter.ended("outdated", "done", {"seconds": round(time.monotonic() - started, 3)})
+    reporter.result("outdated", outdated.plain(report), outdated.shown(report))
 
 
 def recipes_list() -> None:

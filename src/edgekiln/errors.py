@@ -159,6 +159,13 @@ class SignatureError(KilnError):
     kind = "signature"
 
 
+class UpstreamError(KilnError):
+    """Something that a lock pins is gone from where it came from, or is another thing now."""
+
+    exit_code = 20
+    kind = "upstream"
+
+
 def nearest(wrong: str, right: Iterable[str]) -> str:
     """A remedy that names the closest of `right`, or lists them all when none is close."""
     known = sorted(right)

@@ -61,13 +61,13 @@ class Receiver:
         except requests.exceptions.SSLError as error:
             raise FetchError(
                 f"{shown(self.url)} could not be fetched",
-                why=f"its certificate is not trusted: {_cause(error)}",
+                why=f"its certificate is not trusted: {cause(error)}",
                 remedy="name your certificate bundle by REQUESTS_CA_BUNDLE",
             ) from error
         except (requests.exceptions.MissingSchema, requests.exceptions.InvalidURL) as error:
             raise FetchError(f"{shown(self.url)} is not an address", why=str(error)) from error
         except requests.RequestException as error:
-            raise PassingError(_cause(error)) from error
+            raise PassingError(cause(error)) from error
 
     def _resumable(self) -> int:
         """How many bytes of the part can be kept.
@@ -163,7 +163,7 @@ def shown(place: str) -> str:
     return re.sub(r"//[^/@]*@", "//", unquote(place))
 
 
-def _cause(error: BaseException) -> str:
+def cause(error: BaseException) -> str:
     """One line from what lies deepest under an exception of requests."""
     while (deeper := error.__cause__ or error.__context__) is not None:
         error = deeper

@@ -99,7 +99,7 @@ def _fetch(
 ) -> None:
     _need_git()
     if not (bare / "HEAD").is_file():
-        done = call(["git", "init", "--quiet", "--bare", str(bare)], env=_environment())
+        done = call(["git", "init", "--quiet", "--bare", str(bare)], env=environment())
         if done.returncode:
             raise FetchError(f"{bare} cannot be made", why=last_words(done))
     kept = f"{repository.commit}:refs/edgekiln/{repository.commit}"
@@ -110,7 +110,7 @@ def _fetch(
     for pause in (*retries, None):
         progress.update(0, None, f"fetching {repository.bare} {repository.commit[:12]}")
         hear = _Hearing(repository, progress)
-        if call_logged(command, log, hear, env=_environment()) == 0:
+        if call_logged(command, log, hear, env=environment()) == 0:
             return
         if pause is None:
             raise FetchError(
@@ -246,7 +246,7 @@ class _Objects:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=_environment(),
+            env=environment(),
         )
 
     def __enter__(self) -> _Objects:
@@ -349,7 +349,7 @@ def _need_git() -> None:
         raise FetchError("git is not installed", remedy="install git")
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """The user's own settings of git (proxy, mirrors, passwords), and never a question."""
     env = {k: v for k, v in os.environ.items() if not re.match(r"GIT_(DIR|WORK_TREE|INDEX)", k)}
     env |= {"GIT_TERMINAL_PROMPT": "0", "GIT_ALLOW_PROTOCOL": _PROTOCOLS, "LC_ALL": "C"}
@@ -358,4 +358,4 @@ def _environment() -> dict[str, str]:
 
 
 def _git(bare: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return call(["git", f"--git-dir={bare}", *words], env=_environment())
+    return call(["git", f"--git-dir={bare}", *words], env=environment())

@@ -34,21 +34,15 @@ def _head(address: str, pip: PipSettings) -> int:
     """Content-Length (0 where not said), or -1 where nobody answers with a page."""
     import requests
 
-    proxies = {
-        "http": pip.proxies.get("HTTP_PROXY") or pip.proxies.get("ALL_PROXY"),
-        "https": pip.proxies.get("HTTPS_PROXY") or pip.proxies.get("ALL_PROXY"),
-    }
-    host = urlsplit(address).hostname or ""
-    trusted = any(host == name.partition(":")[0] for name in pip.trusted_hosts)
-    verify: bool | str = False if trusted else (pip.cert or True)
+    from edgekiln.upstream.web import pip_options
+
     try:
         answer = requests.head(
             address,
             timeout=_PATIENCE,
-            proxies={k: v for k, v in proxies.items() if v},
-            verify=verify,
             allow_redirects=True,
             headers={"Accept-Encoding": "identity"},
+            **pip_options(address, pip),
         )
     except requests.RequestException:
         return -1

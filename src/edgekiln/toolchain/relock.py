@@ -10,16 +10,17 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from edgekiln.calls import call, last_words
-from edgekiln.errors import EngineError, KilnError, ToolchainError
+from edgekiln.errors import EngineError, KilnError, ToolchainError, UsageError, nearest
 from edgekiln.progress import Progress
 from edgekiln.toolchain import Base, changes, file_digest, folder, load_base, read_definition
+from edgekiln.toolchain.differences import Relocked, changes_of
 from edgekiln.toolchain.lock import (
     FORMAT,
     BaseDefinition,
@@ -38,31 +39,155 @@ from edgekiln.user.pipconf import PipSettings, pip_settings, uv_environment
 if TYPE_CHECKING:
     from edgekiln.engine import Engine
 
+L = TypeVar("L", Lock, BaseLock)
 PLATFORM = "linux/amd64"
 # The glibc of each release that bases are of: the newest wheels that run on it.
-_GLIBC = {"bookworm": "2_36", "jammy": "2_35"}
+GLIBC = {"bookworm": "2_36", "jammy": "2_35"}
 
 
-def lock(name: str, progress: Progress) -> Path:
-    """Lock a toolchain (or a base) anew and return the lock's path."""
+def lock(name: str, progress: Progress, *, only: Sequence[str] = ()) -> Relocked:
+    """Lock a toolchain (or a base) anew; the lock is written, and what changed is told.
+
+    `only` names what is refreshed: wheels or packages of the distribution by name, or all of a
+    kind (`wheels`, `debs`, `uv`, `base`). All else stays as it was locked: the same versions, the
+    same files. Raises ToolchainError where it cannot.
+    """
     if _is_base(name):
+        if only:
+            remedy = f"lock all of it: kiln toolchains lock {name}"
+            raise ToolchainError(f"{name} is a base: its packages belong together", remedy=remedy)
         return _lock_base(name, progress)
     path = folder() / f"{name}.yaml"
     what = read_definition(Definition, path)
     base = load_base(what.base)
+    target = path.with_name(f"{name}.lock.json")
+    held = _held(Lock, target, name, needed=bool(only))
+    chosen = _chosen(held, only, what, base) if held and only else _ALL
+    pip = pip_settings()
     made = Lock(
         format=FORMAT,
         definition=replace(what, places=()),
         definition_sha256=file_digest(path),
         platform=PLATFORM,
         base_sha256=base.digest,
-        uv=PINNED,
-        wheels=tuple(resolve(what.requirements, what, pip_settings(), progress)),
-        debs=tuple(resolve_debs(what.apt, base, progress)),
+        uv=PINNED if held is None or chosen.uv else held.uv,
+        wheels=_wheels_of(held, chosen, what, pip, progress),
+        debs=_debs_of(held, chosen, what, base, progress),
     )
-    target = path.with_name(f"{name}.lock.json")
     write_lock(made, target)
-    return target
+    return Relocked(path=target, changes=tuple(changes_of(held, made)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Chosen:
+    """What is refreshed: names of wheels and debs, None for all of a kind; and whether uv is."""
+
+    wheels: frozenset[str] | None = None
+    debs: frozenset[str] | None = None
+    uv: bool = True
+
+
+_ALL = _Chosen()
+_KINDS = ("wheels", "debs", "uv", "base")
+
+
+def _held(cls: type[L], path: Path, name: str, *, needed: bool) -> L | None:
+    """The lock there is; None for one that is missing or cannot be read, unless it is needed."""
+    try:
+        return read_lock(cls, path, remedy=f"kiln toolchains lock {name}")
+    except ToolchainError:
+        if needed:
+            raise
+        return None
+
+
+def _chosen(held: Lock, only: Sequence[str], what: Definition, base: Base) -> _Chosen:
+    """Sort names into kinds, and see that what stays locked still belongs to the definition.
+
+    Raises UsageError for a name that is neither locked nor asked for, ToolchainError where the
+    definition was changed beside what is refreshed.
+    """
+    asked = {_normal(_name_of(line)) for line in (*what.requirements, *what.overrides)}
+    wheels = {_normal(wheel.name) for wheel in held.wheels} | asked
+    debs = {deb.name for deb in held.debs} | set(what.apt)
+    for name in only:
+        if name not in _KINDS and _normal(name) not in wheels and name not in debs:
+            remedy = nearest(name, {*_KINDS, *wheels, *debs} if len(name) > 2 else _KINDS)
+            raise UsageError(f"{what.name} has no {name}", remedy=remedy)
+    named = {_normal(n) for n in only if n not in _KINDS}
+    chosen = _Chosen(
+        wheels=None if "wheels" in only else frozenset(named & wheels),
+        debs=None if "debs" in only else frozenset(set(only) & debs),
+        uv="uv" in only,
+    )
+    _refuse_mixture(held, chosen, what, base="" if "base" in only else base.digest)
+    return chosen
+
+
+def _refuse_mixture(held: Lock, chosen: _Chosen, what: Definition, *, base: str) -> None:
+    """Raise ToolchainError where a part that stays would not be what the definition asks for.
+
+    `base` is the digest of a base that has to be the locked one; "" where it is refreshed.
+    """
+    changed = set(changes(held.definition, what))
+    stays = []
+    if base and base != held.base_sha256:
+        stays.append(f"{what.base} was locked again since")
+    if chosen.debs == frozenset() and changed & {"apt", "base"}:
+        stays.append("apt or base was changed")
+    if chosen.wheels == frozenset() and changed & {
+        *("requirements", "overrides", "without", "python", "base")
+    }:
+        stays.append("the Python packages were changed")
+    if stays:
+        raise ToolchainError(
+            f"{what.name}.yaml was changed beside what is to be refreshed",
+            why="; ".join(stays),
+            remedy=f"name that too, or lock all of it: kiln toolchains lock {what.name}",
+        )
+
+
+def _wheels_of(
+    held: Lock | None, chosen: _Chosen, what: Definition, pip: PipSettings, progress: Progress
+) -> tuple[Wheel, ...]:
+    """The wheels as the indexes have them, but for those that stay as they were locked."""
+    if held is None or chosen.wheels is None:
+        return tuple(resolve(what.requirements, what, pip, progress))
+    if not chosen.wheels:
+        return held.wheels
+    stay = {w.name: w for w in held.wheels if _normal(w.name) not in chosen.wheels}
+    pins = [f"{wheel.name}=={wheel.version}" for wheel in stay.values()]
+    try:
+        now = resolve(what.requirements, what, pip, progress, constraints=pins)
+    except ToolchainError as error:
+        if not error.why:
+            raise
+        remedy = f"name those too with --only, or lock all of it: kiln toolchains lock {what.name}"
+        told = f"{', '.join(sorted(chosen.wheels))} cannot be refreshed while the others stay"
+        raise ToolchainError(told, why=error.why, remedy=remedy) from error
+    return tuple(stay.get(wheel.name, wheel) for wheel in now)
+
+
+def _debs_of(
+    held: Lock | None, chosen: _Chosen, what: Definition, base: Base, progress: Progress
+) -> tuple[Deb, ...]:
+    if held is not None and chosen.debs == frozenset():
+        return held.debs
+    now = resolve_debs(what.apt, base, progress)
+    if held is None or chosen.debs is None:
+        return tuple(now)
+    stay = {deb.name: deb for deb in held.debs if deb.name not in chosen.debs}
+    return tuple(stay.get(deb.name, deb) for deb in now)
+
+
+def _normal(name: str) -> str:
+    """A Python package's name as indexes compare it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _name_of(requirement: str) -> str:
+    """torch==2.13.0+cpu → torch."""
+    return re.split(r"[^\w.-]", requirement.strip(), maxsplit=1)[0]
 
 
 def check(name: str, progress: Progress) -> list[str]:
@@ -74,7 +199,7 @@ def _is_base(name: str) -> bool:
     return (folder() / "bases" / f"{name}.yaml").is_file()
 
 
-def _lock_base(name: str, progress: Progress) -> Path:
+def _lock_base(name: str, progress: Progress) -> Relocked:
     path = folder() / "bases" / f"{name}.yaml"
     what = read_definition(BaseDefinition, path)
     made = BaseLock(
@@ -85,8 +210,9 @@ def _lock_base(name: str, progress: Progress) -> Path:
         debs=_base_debs(what, progress),
     )
     target = path.with_name(f"{name}.lock.json")
+    held = _held(BaseLock, target, name, needed=False)
     write_lock(made, target)
-    return target
+    return Relocked(path=target, changes=tuple(changes_of(held, made)))
 
 
 def _base_debs(what: BaseDefinition, progress: Progress) -> tuple[Deb, ...]:
@@ -152,8 +278,12 @@ def resolve(
     progress: Progress,
     *,
     exact: bool = False,
+    constraints: Sequence[str] = (),
 ) -> list[Wheel]:
-    """The wheels that requirements come to, one file a package; `exact` looks up no dependency."""
+    """The wheels that requirements come to, one file a package; `exact` looks up no dependency.
+
+    `constraints` are versions that hold for packages that are asked for by others, too.
+    """
     from edgekiln.toolchain.places import answering
 
     progress.update(0, None, "resolving wheels")
@@ -168,7 +298,8 @@ def resolve(
         for_images = ["--python-version", what.python, "--python-platform", _platform(what.base)]
         options = ["--format", "pylock.toml", "--only-binary", ":all:", *for_images]
         options += ["--no-deps"] if exact else []
-        for option, given in (("--overrides", what.overrides), ("--excludes", what.without)):
+        more = {"--overrides": what.overrides, "--excludes": what.without}
+        for option, given in {**more, "--constraints": constraints}.items():
             options += [option, str(_listed(given, Path(scratch, option[2:])))]
         command = [str(host_uv(pip, progress)), "pip", "compile", "--quiet", *options]
         _uv([*command, "--output-file", str(found), str(asked)], env)
@@ -186,7 +317,7 @@ def _listed(requirements: Iterable[str], path: Path) -> Path:
 def _platform(base: str) -> str:
     """What uv calls a Linux whose glibc is the base's."""
     what = read_definition(BaseDefinition, folder() / "bases" / f"{base}.yaml")
-    return f"x86_64-manylinux_{_GLIBC[what.release]}"
+    return f"x86_64-manylinux_{GLIBC[what.release]}"
 
 
 def _uv(command: list[str], env: dict[str, str]) -> None:
@@ -256,7 +387,6 @@ def _with_sizes(
 def resolve_debs(packages: tuple[str, ...], base: Base, progress: Progress) -> list[Deb]:
     """What apt would install on the base today for `packages`, with what they need."""
     from edgekiln.engine import find_engine
-    from edgekiln.images.base import apt_for, ensure_base
 
     if not packages:
         return []
@@ -264,14 +394,24 @@ def resolve_debs(packages: tuple[str, ...], base: Base, progress: Progress) -> l
     if engine is None:
         remedy = "start one: kiln engine up"
         raise EngineError("apt's packages are locked in a container of the base", remedy=remedy)
-    ready = ensure_base(engine, base, progress, frozen=False)
     progress.update(0, None, "resolving packages")
-    apt = apt_for(base, ready)
     script = (
-        "export APT_CONFIG=/run/kiln/apt; set -- ; [ ! -s /run/kiln/sources ] || "
-        "set -- -o Dir::Etc::SourceList=/run/kiln/sources -o Dir::Etc::SourceParts=/nonexistent;"
         'apt-get update -qq "$@" && apt-get install -qq -y --no-install-recommends --print-uris '
         f'-o Acquire::ForceHash=SHA256 "$@" {" ".join(packages)}'
+    )
+    said = in_base(engine, base, script, progress)
+    return sorted((_deb(line) for line in said.splitlines() if line), key=lambda deb: deb.name)
+
+
+def in_base(engine: Engine, base: Base, script: str, progress: Progress) -> str:
+    """What a shell script says in a container of the base; "$@" are apt's options there."""
+    from edgekiln.images.base import apt_for, ensure_base
+
+    ready = ensure_base(engine, base, progress, frozen=False)
+    apt = apt_for(base, ready)
+    settings = (
+        "export APT_CONFIG=/run/kiln/apt; set -- ; [ ! -s /run/kiln/sources ] || "
+        "set -- -o Dir::Etc::SourceList=/run/kiln/sources -o Dir::Etc::SourceParts=/nonexistent;"
     )
     with tempfile.TemporaryDirectory(prefix="edgekiln-lock-") as scratch:
         Path(scratch, "apt").write_text(apt.conf(ca="/run/kiln/ca"), encoding="utf-8")
@@ -279,8 +419,7 @@ def resolve_debs(packages: tuple[str, ...], base: Base, progress: Progress) -> l
         ca = apt.ca_file()
         Path(scratch, "ca").write_bytes(ca.read_bytes() if ca else b"")
         mount = ["--volume", f"{scratch}:/run/kiln:ro"]
-        said = _run(engine, [*mount, ready.reference, "sh", "-c", script])
-    return sorted((_deb(line) for line in said.splitlines() if line), key=lambda deb: deb.name)
+        return _run(engine, [*mount, ready.reference, "sh", "-c", settings + script])
 
 
 def _run(engine: Engine, arguments: list[str]) -> str:
