@@ -55,8 +55,9 @@ class Built:
         self.manifest: dict[str, Any] = json.loads((self.place / "manifest.json").read_text())
 
     def sums(self) -> dict[str, str]:
-        """sha256 of each file but the manifest, which tells times."""
-        files = [p for p in self.place.rglob("*") if p.is_file() and p.name != "manifest.json"]
+        """sha256 of each file but those that tell of times, and of what lay between stages."""
+        told = ("manifest.json", "provenance.json")
+        files = [p for p in self.place.rglob("*") if p.is_file() and p.name not in told]
         return {
             p.relative_to(self.place).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
             for p in files
