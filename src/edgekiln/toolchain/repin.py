@@ -21,7 +21,7 @@ def repinned(path: Path, package: str, version: str) -> Iterator[None]:
     Raises UsageError where the YAML does not pin it, or `version` is none.
     """
     if not re.fullmatch(r"[0-9A-Za-z.!+_-]+", version):
-        raise UsageError(f"{version!r} is no version")
+        raise UsageError(f"{version!r} is no version", remedy="give one, e.g. --to 2.4.7")
     before = path.read_bytes()
     was = read_definition(Definition, path)
     text = _with(before.decode("utf-8"), package, version)
