@@ -1046,7 +1046,6 @@ namespace.add_collection(
         images_shell,
     )
 )
-namespace.add_collection(_group("verify", verify_signature))
 namespace.add_collection(_group("models", models_get, models_show))
 namespace.add_collection(
     _group(
@@ -1065,7 +1064,7 @@ namespace.add_collection(
 )
 namespace.add_collection(_group("store", store_list, store_gc))
 namespace.add_collection(_group("bundle", bundle_lint))
-namespace.add_collection(_group("verify", verify_bundle))
+namespace.add_collection(_group("verify", verify_bundle, verify_signature))
 namespace.add_collection(_group("package", package_check))
 namespace.add_collection(_group("engine", engine_up, engine_show, engine_down))
 
