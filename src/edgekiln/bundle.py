@@ -12,13 +12,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgekiln import __version__
-from edgekiln.digest import FileIndex
+from edgekiln.digest import FileIndex, cannot_read
 from edgekiln.errors import AccessError, UsageError
 from edgekiln.store import disk_error
 
@@ -101,6 +101,28 @@ def write_bundle(
         shutil.rmtree(fresh, ignore_errors=True)
         raise disk_error(error, place) from error
     return Bundle(path=place, manifest=manifest)
+
+
+def everything(place: Path) -> Iterator[tuple[str, Path]]:
+    """All that lies in a bundle, hidden files and links too, by its path in it; folders are not.
+
+    What somebody else put together is looked through with this: no link is followed, nothing comes
+    along unseen. Raises AccessError for a folder that cannot be read.
+    """
+    for folder, folders, names in os.walk(place, onerror=_unreadable):
+        linked = [name for name in folders if Path(folder, name).is_symlink()]
+        for name in sorted([*names, *linked]):
+            path = Path(folder, name)
+            yield path.relative_to(place).as_posix(), path
+
+
+def is_plain(path: Path) -> bool:
+    """Whether it is a file of its own, as all are that `write_bundle` puts down: no link, no pipe."""
+    return path.is_file() and not path.is_symlink()
+
+
+def _unreadable(error: OSError) -> None:
+    raise cannot_read(error.filename, error) from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -42,7 +42,7 @@ def digest_file(path: Path, told: Callable[[int], None] = lambda _: None) -> str
                 sha.update(buffer[:count])
                 told(count)
     except OSError as error:
-        raise _cannot_read(path, error) from error
+        raise cannot_read(path, error) from error
     return sha.hexdigest()
 
 
@@ -72,10 +72,11 @@ def walk(root: Path) -> Iterator[FileEntry]:
 
 
 def _unreadable(error: OSError) -> None:
-    raise _cannot_read(error.filename, error)
+    raise cannot_read(error.filename, error)
 
 
-def _cannot_read(path: Path | str, error: OSError) -> AccessError:
+def cannot_read(path: Path | str, error: OSError) -> AccessError:
+    """What to raise for a file or folder that could not be read."""
     return AccessError(
         f"cannot read {path}",
         why=error.strerror or str(error),
@@ -87,7 +88,7 @@ def _entry(relative: str, path: Path) -> FileEntry:
     try:
         stat = path.stat()
     except OSError as error:
-        raise _cannot_read(path, error) from error
+        raise cannot_read(path, error) from error
     stamp = f"{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}:{stat.st_ino}"
     return FileEntry(relative, path, stat.st_size, stamp)
 

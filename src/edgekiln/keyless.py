@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from edgekiln.bundle import SIGSTORE
+from edgekiln.digest import cannot_read
 from edgekiln.errors import FetchError, SignatureError, UsageError
 from edgekiln.signing import PAYLOAD_TYPE, Verified, check_files, read_statement
 from edgekiln.store import disk_error
@@ -52,17 +53,19 @@ def verify(bundle: Path, *, identity: str, issuer: str) -> Verified:
     was signed; FetchError where Sigstore's trusted keys cannot be had.
     """
     try:
-        text = (bundle / SIGSTORE).read_text(encoding="utf-8")
+        written = (bundle / SIGSTORE).read_bytes()
     except FileNotFoundError:
         why = f"it has no {SIGSTORE}"
         raise SignatureError(f"{bundle} is not signed by Sigstore", why=why) from None
+    except OSError as error:
+        raise cannot_read(bundle / SIGSTORE, error) from error
     with _explained():
         from sigstore.models import Bundle
         from sigstore.verify import Verifier
         from sigstore.verify.policy import Identity
 
         policy = Identity(identity=identity, issuer=issuer)
-        made = Bundle.from_json(text)
+        made = Bundle.from_json(written)
         kind, payload = Verifier.production().verify_dsse(made, policy)
     if kind != PAYLOAD_TYPE or payload != read_statement(bundle):
         raise SignatureError(

@@ -15,13 +15,14 @@ import base64
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekiln.bundle import BESIDE, ENVELOPES, MANIFEST, PROVENANCE
-from edgekiln.digest import digest_file, walk
-from edgekiln.errors import AccessError, SignatureError, UsageError
+from edgekiln.bundle import BESIDE, ENVELOPES, MANIFEST, PROVENANCE, everything, is_plain
+from edgekiln.digest import cannot_read, digest_file
+from edgekiln.errors import SignatureError, UsageError
 from edgekiln.home import home
 from edgekiln.store import disk_error
 
@@ -70,8 +71,11 @@ def new_key(path: Path) -> Path:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     public = public_of(path)
+    if public == path:
+        remedy = f"give another name with --key, e.g. {path.with_suffix('.pem').name}"
+        raise UsageError(f"{path} is what the public half would be called", remedy=remedy)
     for there in (path, public):
-        if there.exists():
+        if there.exists() or there.is_symlink():
             raise UsageError(f"{there} is there already", remedy="give another place with --key")
     key = Ed25519PrivateKey.generate()
     password = os.environ.get(_PASSWORD, "").encode()
@@ -82,7 +86,8 @@ def new_key(path: Path) -> Path:
         # Made for this user alone from the start, and never over another file.
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(secret)
-        public.write_bytes(_pem(key.public_key()))
+        with public.open("xb") as file:
+            file.write(_pem(key.public_key()))
     except OSError as error:
         raise disk_error(error, path) from error
     return public
@@ -119,6 +124,9 @@ def sign(bundle: Path, key_file: Path) -> str:
         fresh.write_text(json.dumps(envelope) + "\n", encoding="utf-8", newline="\n")
         fresh.replace(bundle / ENVELOPES)
     except OSError as error:
+        # A hidden file that is left would count as one too many.
+        with suppress(OSError):
+            fresh.unlink()
         raise disk_error(error, bundle) from error
     return made["keyid"]
 
@@ -161,19 +169,20 @@ def read_statement(bundle: Path) -> bytes:
             f"{bundle} has no {PROVENANCE}", remedy="give the folder of a finished bundle"
         ) from None
     except OSError as error:
-        why = error.strerror or str(error)
-        remedy = "see that your user may read it"
-        raise AccessError(f"cannot read {bundle / PROVENANCE}", why=why, remedy=remedy) from error
+        raise cannot_read(bundle / PROVENANCE, error) from error
 
 
 def check_files(bundle: Path, payload: bytes) -> int:
     """Compare a bundle with the statement about it; returns how many files it names.
 
-    Every file must be named, and every name be a file of that sha256; the manifest must tell of
-    the same files. Raises SignatureError with the first name that is wrong.
+    Every file must be named, hidden ones too, and every name be a file of that sha256, no link to
+    one; the manifest must tell of the same files. Raises SignatureError with the first name that is wrong.
     """
     told = _subjects(bundle, payload)
-    there = {file.relative: file.path for file in _all(bundle)}
+    there = dict(everything(bundle))
+    for name, path in there.items():
+        if not is_plain(path):
+            raise _differs(bundle, f"{name} is a link, or no file", "bundles hold files alone")
     for name in sorted(told.keys() | (there.keys() - set(BESIDE))):
         if name not in there:
             raise _differs(bundle, f"{name} is missing", "the statement names it")
@@ -189,15 +198,6 @@ def check_files(bundle: Path, payload: bytes) -> int:
         why = f"it tells of {name} otherwise than the statement"
         raise _differs(bundle, f"{MANIFEST} was changed", why)
     return len(told)
-
-
-def _all(bundle: Path) -> Iterator[Any]:
-    """Every file of a bundle, those that begin with a dot too: nothing comes along unseen."""
-    yield from walk(bundle)
-    for path in sorted(bundle.rglob("*")):
-        parts = path.relative_to(bundle).parts
-        if any(part.startswith(".") for part in parts) and not path.is_dir():
-            raise _differs(bundle, f"{'/'.join(parts)} is no file of it", "bundles hide nothing")
 
 
 def _subjects(bundle: Path, payload: bytes) -> dict[str, str]:
@@ -355,8 +355,7 @@ def _read(path: Path, remedy: str) -> bytes:
     except FileNotFoundError:
         raise UsageError(f"there is no key {path}", remedy=remedy) from None
     except OSError as error:
-        why = error.strerror or str(error)
-        raise AccessError(f"cannot read {path}", why=why, remedy="see that you may") from error
+        raise cannot_read(path, error) from error
 
 
 def _pem(key: Public) -> bytes:

@@ -128,11 +128,28 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
+def linked(bundle: Path, name: str) -> None:
+    """The same bytes, but not in the bundle."""
+    place = (bundle / name).rename(bundle.parent / f"outside-{name}")
+    (bundle / name).symlink_to(place)
+
+
 HARMS = {
     "a changed file": (lambda b: flip(b / "llm.mnn"), "llm.mnn was changed"),
     "a missing file": (lambda b: (b / "deep" / "er.bin").unlink(), "deep/er.bin is missing"),
     "a further file": (lambda b: (b / "more").write_text("x"), "more is no file of it"),
     "a hidden file": (lambda b: (b / ".more").write_text("x"), ".more is no file of it"),
+    "a link in a file's place": (lambda b: linked(b, "llm.mnn"), "llm.mnn is a link, or no file"),
+    "a link to the statement": (lambda b: linked(b, PROVENANCE), "provenance.json is a link"),
+    "a hidden link to a folder": (
+        lambda b: (b / ".all").symlink_to(b.parent, target_is_directory=True),
+        ".all is a link, or no file",
+    ),
+    "a folder that leads to itself": (
+        lambda b: (b / "deep" / "again").symlink_to("..", target_is_directory=True),
+        "deep/again is a link, or no file",
+    ),
+    "a pipe": (lambda b: os.mkfifo(b / "pipe"), "pipe is a link, or no file"),
     "other words for the phone": (lambda b: flip(b / "README.md"), "README.md was changed"),
     "another statement": (lambda b: flip(b / PROVENANCE), "not what was signed"),
     "no manifest": (lambda b: (b / MANIFEST).unlink(), "manifest.json cannot be read"),
@@ -195,6 +212,20 @@ def test_another_key_is_told_from_the_right_one(bundle: Path, key: Path, tmp_pat
     with pytest.raises(SignatureError) as caught:
         signing.verify(bundle, signing.public_of(other))
     assert signing.keyid(signing.load_public(signing.public_of(key)))[:16] in caught.value.why
+
+
+def test_a_key_called_like_its_public_half_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="public half") as caught:
+        signing.new_key(tmp_path / "release.pub")
+    assert "release.pem" in caught.value.remedy
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_public_half_is_written_through_no_link(tmp_path: Path) -> None:
+    (tmp_path / "own.pub").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="there already"):
+        signing.new_key(tmp_path / "own.pem")
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_key_id_proves_nothing(bundle: Path, key: Path, tmp_path: Path) -> None:

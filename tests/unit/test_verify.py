@@ -112,6 +112,27 @@ def test_a_whole_bundle_is_found_whole(made: Made) -> None:
     assert damage(whole(made("a"))) == []
 
 
+def test_nothing_comes_along_unseen(made: Made) -> None:
+    place = made("a")
+    (place / ".more").write_text("x")
+    (place / "all").symlink_to(place.parent, target_is_directory=True)
+    outside = (place / "llm.mnn").rename(place.parent / "llm.mnn")
+    (place / "llm.mnn").symlink_to(outside)
+    found = {each.name: each for each in damage(read_bundle(place))}
+    assert sorted(found) == [".more", "all", "llm.mnn"]
+    assert found[".more"].recorded == ""
+    assert "it is a link" in found["llm.mnn"].text
+
+
+@pytest.mark.parametrize("files", ["llm.mnn", {"llm.mnn": "0"}, {"llm.mnn": {"size": 1}}])
+def test_a_manifest_whose_files_are_not_described_is_none(made: Made, files: Any) -> None:
+    place = made("a")
+    body = json.loads((place / "manifest.json").read_text())
+    (place / "manifest.json").write_text(json.dumps({**body, "files": files}))
+    with pytest.raises(ArtifactError, match="no manifest of edgekiln"):
+        read_bundle(place)
+
+
 def test_a_flipped_bit_is_named_with_both_digests_and_its_stage(made: Made) -> None:
     place = made("a")
     before = (place / "llm.mnn").read_bytes()

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekiln.bundle import BESIDE, MANIFEST, Bundle
-from edgekiln.digest import digest_file, walk
+from edgekiln.bundle import BESIDE, MANIFEST, Bundle, everything, is_plain
+from edgekiln.digest import digest_file
 from edgekiln.errors import ArtifactError, DigestError
 
-_KEYS = ("backend", "model", "options", "toolchains", "stages", "files")
+_KEYS = ("model", "options", "toolchains", "stages", "files")
 _SHOWN = 3
+_NO_FILE = "none: it is a link, or no file"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,24 +47,38 @@ def read_bundle(place: Path) -> Bundle:
     if not isinstance(manifest, dict) or manifest.get("unfinished"):
         why = "the build that wrote it was cut off" if isinstance(manifest, dict) else ""
         raise ArtifactError(f"{place} is no whole bundle", why=why, remedy="build it again")
-    if lacking := [key for key in _KEYS if not isinstance(manifest.get(key), (dict, str))]:
+    lacking = [key for key in _KEYS if not isinstance(manifest.get(key), dict)]
+    lacking += [] if isinstance(manifest.get("backend"), str) else ["backend"]
+    lacking += [] if lacking or _described(manifest["files"]) else ["files with their digests"]
+    if lacking:
         raise ArtifactError(
             f"{file} is no manifest of edgekiln's", why=f"it has no {', '.join(lacking)}"
         )
     return Bundle(path=place, manifest=manifest)
 
 
+def _described(files: Mapping[str, Any]) -> bool:
+    return all(isinstance(f, dict) and {"size", "sha256"} <= f.keys() for f in files.values())
+
+
 def damage(bundle: Bundle) -> list[Damage]:
-    """Every file that is missing, too many, or other than recorded; all bytes are read."""
+    """Every file that is missing, too many, or other than recorded; all bytes are read.
+
+    Hidden files count, and a link is never the file, whatever it leads to.
+    """
     recorded: Mapping[str, Any] = bundle.manifest["files"]
-    there = {f.relative: f.path for f in walk(bundle.path) if f.relative not in BESIDE}
+    there = {name: path for name, path in everything(bundle.path) if name not in BESIDE}
     found = []
     for name in sorted(recorded.keys() | there.keys()):
-        now = digest_file(there[name]) if name in there else ""
+        now = _digest(there[name]) if name in there else ""
         then = str(recorded[name]["sha256"]) if name in recorded else ""
         if now != then:
             found.append(Damage(name=name, found=now, recorded=then))
     return found
+
+
+def _digest(path: Path) -> str:
+    return digest_file(path) if is_plain(path) else _NO_FILE
 
 
 def whole(place: Path) -> Bundle:
