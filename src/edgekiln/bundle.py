@@ -117,7 +117,7 @@ def everything(place: Path) -> Iterator[tuple[str, Path]]:
 
 
 def is_plain(path: Path) -> bool:
-    """Whether it is a file of its own, as all are that `write_bundle` puts down: no link, no pipe."""
+    """Whether it is a file of its own, as `write_bundle` puts them down: no link, no pipe."""
     return path.is_file() and not path.is_symlink()
 
 

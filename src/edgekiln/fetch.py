@@ -82,7 +82,7 @@ def _from_places(
     failures: list[KilnError] = []
     for place in places:
         try:
-            local = _local(place, target.name)
+            local = on_this_machine(place, target.name)
             if local is None:
                 _download(place, target, pin, progress, retries)
             else:
@@ -109,7 +109,7 @@ def _all_failed(target: Path, failures: Sequence[KilnError]) -> KilnError:
     return error
 
 
-def _local(place: str, name: str) -> Path | None:
+def on_this_machine(place: str, name: str) -> Path | None:
     """The path of a place that is on this machine; None for one that is not."""
     scheme = urlsplit(place).scheme
     if scheme in ("http", "https"):

@@ -8,12 +8,12 @@ Two runs give the same bytes: there is no time in it, and its serial number is m
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgekiln import __version__
 from edgekiln.errors import EngineError, ImageError
+from edgekiln.toolchain.lock import normal
 
 if TYPE_CHECKING:
     from edgekiln.engine import Engine
@@ -157,9 +157,9 @@ def _root(toolchain: Toolchain, where: str) -> Component:
 
 
 def _wheels(toolchain: Toolchain, found: Mapping[str, Any]) -> Iterator[Component]:
-    locked = {(_plain(w.name), w.version): w for w in toolchain.lock.wheels}
+    locked = {(normal(w.name), w.version): w for w in toolchain.lock.wheels}
     for wheel in found["wheels"]:
-        name, version = _plain(wheel["name"]), wheel["version"]
+        name, version = normal(wheel["name"]), wheel["version"]
         pin = locked.get((name, version))
         url = f"pkg:pypi/{name}@{_quoted(version)}"
         yield {
@@ -281,10 +281,6 @@ def _hashes(known: Mapping[str, str]) -> list[dict[str, str]]:
 
 def _properties(values: Mapping[str, str]) -> list[dict[str, str]]:
     return [{"name": f"{_PROPERTY}:{k}", "value": v} for k, v in values.items() if v]
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _quoted(text: str) -> str:

@@ -176,7 +176,8 @@ def check_files(bundle: Path, payload: bytes) -> int:
     """Compare a bundle with the statement about it; returns how many files it names.
 
     Every file must be named, hidden ones too, and every name be a file of that sha256, no link to
-    one; the manifest must tell of the same files. Raises SignatureError with the first name that is wrong.
+    one; the manifest must tell of the same files. Raises SignatureError with the first name that
+    is wrong.
     """
     told = _subjects(bundle, payload)
     there = dict(everything(bundle))

@@ -349,11 +349,13 @@ def test_newer_wheels_debs_and_tags_are_listed_and_nothing_is_changed(
 @needs_apt
 def test_an_index_that_was_not_reached_is_told_of(site: Site, demo: Toolchain) -> None:
     silent = PipSettings(
-        index_url=f"{site.url}/simple", extra_index_urls=("http://127.0.0.1:9/more",)
+        index_url=f"{site.url}/simple", extra_index_urls=("http://me:secret@127.0.0.1:9/more",)
     )
     report = outdated([demo], silent, Silent())
     assert report.newer == []
-    assert [line.partition(": ")[0] for line in report.not_reached] == ["http://127.0.0.1:9/more"]
+    assert [line.partition(": ")[0] for line in report.not_reached] == [
+        "http://127.0.0.1:9/more"
+    ]  # no password
 
 
 def test_nothing_newer_is_said_in_words() -> None:

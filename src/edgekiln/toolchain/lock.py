@@ -137,6 +137,16 @@ def digest(lock: Lock | BaseLock, *, extra: str = "") -> str:
     return hashlib.sha256((text + extra).encode()).hexdigest()
 
 
+def normal(name: str) -> str:
+    """A Python package's name as indexes compare it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def name_of(requirement: str) -> str:
+    """torch==2.13.0+cpu → torch."""
+    return re.split(r"[^\w.-]", requirement.strip(), maxsplit=1)[0]
+
+
 def refuse_placeholders(requirements: Iterable[str], where: str) -> None:
     """Raise ToolchainError for a package that has only a placeholder in the Python index.
 
@@ -144,8 +154,8 @@ def refuse_placeholders(requirements: Iterable[str], where: str) -> None:
     has under these names is version 0.1 and empty, and pip would take it without a word.
     """
     for requirement in requirements:
-        name = re.split(r"[^\w.-]", requirement.strip(), maxsplit=1)[0]
-        if _PLACEHOLDER.fullmatch(re.sub(r"[-_.]+", "-", name).lower()):
+        name = name_of(requirement)
+        if _PLACEHOLDER.fullmatch(normal(name)):
             raise ToolchainError(
                 f"{where}: {name} must not come from a Python index",
                 why="what an index has under this name is an empty placeholder, version 0.1",

@@ -29,6 +29,8 @@ from edgekiln.toolchain.lock import (
     Definition,
     Lock,
     Wheel,
+    name_of,
+    normal,
     read_lock,
     refuse_placeholders,
     write_lock,
@@ -107,14 +109,14 @@ def _chosen(held: Lock, only: Sequence[str], what: Definition, base: Base) -> _C
     Raises UsageError for a name that is neither locked nor asked for, ToolchainError where the
     definition was changed beside what is refreshed.
     """
-    asked = {_normal(_name_of(line)) for line in (*what.requirements, *what.overrides)}
-    wheels = {_normal(wheel.name) for wheel in held.wheels} | asked
+    asked = {normal(name_of(line)) for line in (*what.requirements, *what.overrides)}
+    wheels = {normal(wheel.name) for wheel in held.wheels} | asked
     debs = {deb.name for deb in held.debs} | set(what.apt)
     for name in only:
-        if name not in _KINDS and _normal(name) not in wheels and name not in debs:
+        if name not in _KINDS and normal(name) not in wheels and name not in debs:
             remedy = nearest(name, {*_KINDS, *wheels, *debs} if len(name) > 2 else _KINDS)
             raise UsageError(f"{what.name} has no {name}", remedy=remedy)
-    named = {_normal(n) for n in only if n not in _KINDS}
+    named = {normal(n) for n in only if n not in _KINDS}
     chosen = _Chosen(
         wheels=None if "wheels" in only else frozenset(named & wheels),
         debs=None if "debs" in only else frozenset(set(only) & debs),
@@ -155,7 +157,7 @@ def _wheels_of(
         return tuple(resolve(what.requirements, what, pip, progress))
     if not chosen.wheels:
         return held.wheels
-    stay = {w.name: w for w in held.wheels if _normal(w.name) not in chosen.wheels}
+    stay = {w.name: w for w in held.wheels if normal(w.name) not in chosen.wheels}
     pins = [f"{wheel.name}=={wheel.version}" for wheel in stay.values()]
     try:
         now = resolve(what.requirements, what, pip, progress, constraints=pins)
@@ -178,16 +180,6 @@ def _debs_of(
         return tuple(now)
     stay = {deb.name: deb for deb in held.debs if deb.name not in chosen.debs}
     return tuple(stay.get(deb.name, deb) for deb in now)
-
-
-def _normal(name: str) -> str:
-    """A Python package's name as indexes compare it (PEP 503)."""
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def _name_of(requirement: str) -> str:
-    """torch==2.13.0+cpu → torch."""
-    return re.split(r"[^\w.-]", requirement.strip(), maxsplit=1)[0]
 
 
 def check(name: str, progress: Progress) -> list[str]:

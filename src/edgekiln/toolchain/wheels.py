@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shutil
 from collections.abc import Iterable, Iterator
 from html.parser import HTMLParser
@@ -15,7 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from edgekiln.errors import DigestError
-from edgekiln.toolchain.lock import Wheel
+from edgekiln.toolchain.lock import Wheel, normal
 from edgekiln.user.pipconf import PipSettings
 
 
@@ -60,13 +59,13 @@ def _candidates(wheel: Wheel, pip: PipSettings) -> Iterator[Path]:
 
 def _in_index(wheel: Wheel, index: Path) -> Iterator[Path]:
     """The files of that name that a simple index on this machine links to."""
-    page = index / re.sub(r"[-_.]+", "-", wheel.name).lower() / "index.html"
+    page = index / normal(wheel.name) / "index.html"
     if not page.is_file():
         return
-    links = _Links()
+    links = Links()
     links.feed(page.read_text(encoding="utf-8", errors="replace"))
     for link in links.found:
-        parts = urlsplit(link)
+        parts = urlsplit(link["href"] or "")
         name = unquote(parts.path)
         if parts.scheme not in ("", "file") or Path(name).name != wheel.file:
             continue
@@ -75,13 +74,18 @@ def _in_index(wheel: Wheel, index: Path) -> Iterator[Path]:
             yield path
 
 
-class _Links(HTMLParser):
+class Links(HTMLParser):
+    """The links of a simple index's page: the attributes of each, `href` among them."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.found: list[dict[str, str | None]] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found += [value for key, value in attrs if tag == "a" and key == "href" and value]
+        """Called by the parser."""
+        attributes = dict(attrs)
+        if tag == "a" and attributes.get("href"):
+            self.found.append(attributes)
 
 
 def put(source: Path, target: Path) -> None:

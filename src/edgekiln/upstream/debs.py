@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -87,7 +88,7 @@ def _settings(base: Base) -> AptSettings:
 
 def _script(names: list[str]) -> str:
     """Lists brought up to date, then every version, then the ones apt would take."""
-    told = " ".join(names)
+    told = shlex.join(names)
     return (
         'apt-get update -qq -o APT::Update::Error-Mode=any "$@" || exit 1; '
         f'apt-cache "$@" show {told}; echo; echo "{_BETWEEN}"; '

@@ -8,15 +8,14 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 from urllib.request import url2pathname
 
 from edgekiln.calls import call
-from edgekiln.toolchain.lock import Wheel
-from edgekiln.toolchain.wheels import sha256_of
+from edgekiln.toolchain.lock import Wheel, normal
+from edgekiln.toolchain.wheels import Links, sha256_of
 from edgekiln.transfer import Pin, shown
 from edgekiln.upstream import CHANGED, GONE, NOT_REACHED, OK, Answer
 from edgekiln.upstream.web import NotReachedError, ask_file, pip_options, request
@@ -51,7 +50,7 @@ class Index:
 
     def files(self, project: str) -> list[Listed]:
         """What it lists of a project. Raises NotReachedError where it does not answer."""
-        name = "" if self.flat else re.sub(r"[-_.]+", "-", project).lower()
+        name = "" if self.flat else normal(project)
         with self._guard:
             if self.dead:
                 raise NotReachedError(self.dead)
@@ -186,7 +185,7 @@ def _reason(yanked: Any) -> str:
 
 def _from_html(page: str, text: str) -> list[Listed]:
     """PEP 503, with what PEP 592 and 700 added."""
-    links = _Links()
+    links = Links()
     links.feed(text)
     found = []
     for attributes in links.found:
@@ -204,14 +203,3 @@ def _from_html(page: str, text: str) -> list[Listed]:
             )
         )
     return found
-
-
-class _Links(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[dict[str, str | None]] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        attributes = dict(attrs)
-        if tag == "a" and attributes.get("href"):
-            self.found.append(attributes)

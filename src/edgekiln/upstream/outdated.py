@@ -13,8 +13,9 @@ from edgekiln.errors import KilnError
 from edgekiln.progress import Progress, Silent
 from edgekiln.report import table
 from edgekiln.toolchain import Base, Toolchain
-from edgekiln.toolchain.lock import BaseLock, Wheel
+from edgekiln.toolchain.lock import BaseLock, Wheel, name_of, normal
 from edgekiln.toolchain.relock import GLIBC
+from edgekiln.transfer import shown as place_shown
 from edgekiln.upstream import debs as archive
 from edgekiln.upstream.index import Index, Listed, indexes
 from edgekiln.upstream.web import NotReachedError, manifest_digest, parse_reference
@@ -92,7 +93,7 @@ def outdated(
         on_it = [toolchain for toolchain in toolchains if toolchain.base.name == base.name]
         for key, names in _of_base(base, view, digest, on_it, every):
             found.setdefault(key, []).extend(names)
-    report.not_reached += [f"{i.address}: {i.dead}" for i in known.values() if i.dead]
+    report.not_reached += [f"{place_shown(i.address)}: {i.dead}" for i in known.values() if i.dead]
     report.newer = [
         Newer(kind=kind, name=name, before=before, after=after, toolchains=tuple(names))
         for (kind, name, before, after), names in found.items()
@@ -106,12 +107,8 @@ def _wanted(toolchain: Toolchain, every: bool) -> list[Wheel]:
         return list(toolchain.lock.wheels)
     definition = toolchain.lock.definition
     lines = (*definition.requirements, *definition.overrides)
-    names = {_normal(re.split(r"[^\w.-]", line.strip(), maxsplit=1)[0]) for line in lines}
-    return [wheel for wheel in toolchain.lock.wheels if _normal(wheel.name) in names]
-
-
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
+    names = {normal(name_of(line)) for line in lines}
+    return [wheel for wheel in toolchain.lock.wheels if normal(wheel.name) in names]
 
 
 def newest_version(wheel: Wheel, places: Iterable[Index], toolchain: Toolchain) -> str:

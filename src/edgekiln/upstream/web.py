@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
-from urllib.request import url2pathname
 
-from edgekiln.fetch import differs
+from edgekiln.fetch import differs, on_this_machine
 from edgekiln.transfer import BUSY, Pin, cause, shown
 from edgekiln.upstream import CHANGED, GONE, NOT_REACHED, OK, Answer
 from edgekiln.user.pipconf import PipSettings
@@ -81,7 +80,7 @@ def request(
 
 def ask_file(place: str, pin: Pin, name: str, **options: Any) -> Answer:
     """Whether a place has a file, and whether size and digest (where it tells one) still fit."""
-    local = _local(place, name)
+    local = on_this_machine(place, name)
     if local is not None:
         return _ask_local(local, place, pin)
     try:
@@ -150,14 +149,6 @@ def _digests(headers: Mapping[str, str]) -> dict[str, str]:
             except binascii.Error:
                 continue
     return found
-
-
-def _local(place: str, name: str) -> Path | None:
-    scheme = urlsplit(place).scheme
-    if scheme in ("http", "https"):
-        return None
-    path = Path(url2pathname(urlsplit(place).path)) if scheme == "file" else Path(place)
-    return path / name if path.is_dir() else path
 
 
 def _ask_local(path: Path, place: str, pin: Pin) -> Answer:
