@@ -261,7 +261,9 @@ class _Build:
         assert key is not None, "all stages are done"
         contents = job.backend.contents(job.options, job.models, outputs)
         about = _about(job, key, done, findings, self._store)
-        about |= record(job, planned, self._planner, self._store.index, base=self._settings.base)
+        base, index = self._settings.base, self._store.index
+        made = record(job.models, planned, self._planner, index, base=base)
+        about |= made
         return write_bundle(
             job.place,
             contents.files,
@@ -269,11 +271,15 @@ class _Build:
             about,
             self._store.index,
             texts=contents.texts,
-            predicate=self._predicate(done, contents.files.values(), about["drift"]),
+            predicate=self._predicate(made, done, contents.files.values(), about["drift"]),
         )
 
     def _predicate(
-        self, done: Mapping[str, Done], bundled: Iterable[Path], drift: list[str]
+        self,
+        made: Mapping[str, Any],
+        done: Mapping[str, Done],
+        bundled: Iterable[Path],
+        drift: list[str],
     ) -> dict[str, Any]:
         """What the bundle's provenance says of this build."""
         from edgekiln.provenance import predicate
@@ -281,13 +287,13 @@ class _Build:
         job = self._job
         return predicate(
             parameters=_parameters(job),
+            made=made,
             models=job.models,
             pipeline=job.pipeline,
             toolchains=job.toolchains,
             entries={name: d.entry for name, d in done.items()},
             bundled=bundled,
             drift=drift,
-            scripts=self._planner.scripts,
             index=self._store.index,
         )
 

@@ -13,9 +13,13 @@ JSON = bool | int | float | str | None | list["JSON"] | dict[str, "JSON"]
 
 @dataclass(frozen=True, kw_only=True)
 class FromPath:
-    """An input that lies on this machine: a model directory, a text, an adapter."""
+    """An input that lies on this machine: a model directory, a text, an adapter.
+
+    Of a `secret` one no bundle has a digest: from that a short password can be guessed.
+    """
 
     path: Path
+    secret: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,8 +33,6 @@ BUILD_TYPE = "urn:edgekiln:build:v1"
 BUILDER = "urn:edgekiln:kiln"
 # Our own digest of a folder: see `digest.combine`. in-toto's predefined names mean other things.
 TREE = "edgekilnTree"
-# Inputs whose digest tells too much: a short password can be guessed from it.
-_SECRET = ("keystore", "signing")
 _COMMIT = re.compile(r"(?P<kind>[a-z]+):(?P<repo>[^@]+)@(?P<commit>[0-9a-f]{40})")
 _EXAMPLE = re.compile(r"example:(?P<name>[\w.-]+)==(?P<version>[\w.+-]+)")
 
@@ -56,29 +54,32 @@ def statement(files: Mapping[str, Mapping[str, Any]], predicate: Mapping[str, An
 def predicate(
     *,
     parameters: Mapping[str, Any],
+    made: Mapping[str, Any],
     models: Mapping[str, Model],
     pipeline: Pipeline,
     toolchains: Mapping[str, Toolchain],
     entries: Mapping[str, Entry],
     bundled: Iterable[Path],
     drift: Iterable[str],
-    scripts: Path,
     index: FileIndex,
 ) -> Descriptor:
     """SLSA's predicate of a build whose stages are all done.
 
-    `parameters` is what the user asked for; `bundled` are the files of the store that the bundle
+    `parameters` is what the user asked for; `made` what the manifest says of models and stages
+    (record.py); `bundled` are the files of the store that the bundle
     holds; `drift` names what of the toolchains was newer than its lock.
     """
     dependencies = [
-        *_models(models, index),
+        *_models(made["models"]),
         *_inputs(pipeline, models, index),
-        *_programs(pipeline, scripts),
+        *_programs(made["stages"]),
         *_toolchains(toolchains.values()),
     ]
     details: Descriptor = {
         "builder": {"id": BUILDER, "version": {"edgekiln": __version__}},
-        "byproducts": list(_byproducts(pipeline, entries, list(bundled))),
+        "byproducts": list(
+            _byproducts(pipeline, made["stages"], _used(pipeline, entries, list(bundled)))
+        ),
     }
     if moment := _moment():
         details["metadata"] = {"startedOn": moment, "finishedOn": moment}
@@ -133,19 +134,19 @@ def _internal(pipeline: Pipeline, drift: Iterable[str]) -> Descriptor:
     return {"stages": stages, **({"drift": lines} if lines else {})}
 
 
-def _models(models: Mapping[str, Model], index: FileIndex) -> Iterator[Descriptor]:
+def _models(models: Mapping[str, Mapping[str, Any]]) -> Iterator[Descriptor]:
     """Each model as a whole, then file by file."""
     for role, model in models.items():
-        uri, commit = origin(model.source)
-        digests = {TREE: index.digest(model.path), **({"gitCommit": commit} if commit else {})}
+        uri, commit = origin(model["source"])
+        digests = {TREE: model["digest"], **({"gitCommit": commit} if commit else {})}
         yield {
             "name": role,
             **({"uri": uri} if uri else {}),
             "digest": digests,
-            "annotations": {"model": model.name, "source": model.source},
+            "annotations": {"model": model["name"], "source": model["source"]},
         }
-        for name, (_, sha) in sorted(index.files(model.path).items()):
-            yield _file(f"{role}/{name}", sha)
+        for name, file in sorted(model["files"].items()):
+            yield _file(f"{role}/{name}", file["sha256"])
 
 
 def origin(source: str) -> tuple[str, str]:
@@ -173,7 +174,7 @@ def _inputs(
                 continue
             seen.add(source.path)
             told: Descriptor = {"name": f"input:{stage.name}/{name}"}
-            if name not in _SECRET:
+            if not source.secret:
                 told["digest"] = _digest(source.path, index)
             yield {**told, "annotations": {"file": source.path.name}}
 
@@ -184,13 +185,11 @@ def _digest(path: Path, index: FileIndex) -> dict[str, str]:
     return {TREE: index.digest(path)}
 
 
-def _programs(pipeline: Pipeline, scripts: Path) -> Iterator[Descriptor]:
+def _programs(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[Descriptor]:
     """The programs of the stages, with every module of scripts/ that they import."""
-    from edgekiln.keys import program_files
-
     found: dict[str, str] = {}
-    for stage in pipeline.stages:
-        found |= program_files(scripts, stage.program)
+    for stage in stages.values():
+        found |= stage["programs"]
     yield from (_file(f"scripts/{name}", found[name]) for name in sorted(found))
 
 
@@ -252,21 +251,20 @@ def _kit(kit: Kit) -> Iterator[Descriptor]:
 
 
 def _byproducts(
-    pipeline: Pipeline, entries: Mapping[str, Entry], bundled: list[Path]
+    pipeline: Pipeline, stages: Mapping[str, Mapping[str, Any]], wanted: set[tuple[str, str]]
 ) -> Iterator[Descriptor]:
-    """The outputs that the bundle came out of, stage by stage, each by its tree's digest.
+    """The outputs that the bundle came out of (`wanted`) by their trees' digests, stage by stage.
 
     Reports that only people read are left out: they hold times, so no two runs' are alike.
     """
-    wanted = _used(pipeline, entries, bundled)
     for stage in pipeline.stages:
         for output in stage.outputs:
             if (stage.name, output.name) in wanted:
-                entry = entries[stage.name]
+                made = stages[stage.name]
                 yield {
                     "name": f"stage:{stage.name}/{output.name}",
-                    "digest": {TREE: entry.output_digest(output.name)},
-                    "annotations": {"key": entry.key},
+                    "digest": {TREE: made["outputs"][output.name]["digest"]},
+                    "annotations": {"key": made["key"]},
                 }
 
 

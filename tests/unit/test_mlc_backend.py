@@ -84,8 +84,8 @@ def test_the_app_is_signed_with_a_key_that_is_kept_or_the_user_s(tmp_path: Path)
     signed = plan(options(apk="release", keystore=str(properties)))
     assert "debugkey" not in names(signed)
     apk = signed.stage("apk")
-    assert apk.inputs["keystore"] == FromPath(path=key)
-    assert apk.inputs["signing"] == FromPath(path=properties)
+    assert apk.inputs["keystore"] == FromPath(path=key, secret=True)
+    assert apk.inputs["signing"] == FromPath(path=properties, secret=True)
     assert "secret" not in json.dumps([dict(s.params) for s in signed.stages])
 
 

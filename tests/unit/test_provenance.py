@@ -23,7 +23,9 @@ from edgekiln.errors import UsageError
 from edgekiln.home import project
 from edgekiln.models import Model
 from edgekiln.pipeline import FromPath, FromStage, Output, Pipeline, Stage
+from edgekiln.plan import Planner
 from edgekiln.provenance import TREE, origin, portable, predicate
+from edgekiln.record import record
 from edgekiln.toolchain import load_base, load_toolchain, other_base
 from tests.unit.kit import Bench
 
@@ -39,7 +41,7 @@ def pipeline(root: Path) -> Pipeline:
     (root / "texts.txt").write_text("one\n")
     (root / "keystore.properties").write_text("storePassword=1234")
     texts, model = FromPath(path=root / "texts.txt"), FromPath(path=root / "m")
-    key = FromPath(path=root / "keystore.properties")
+    key = FromPath(path=root / "keystore.properties", secret=True)
     made = FromStage(stage="export", output="made")
     return Pipeline(
         stages=(
@@ -84,7 +86,13 @@ def built(root: Path) -> dict[str, Any]:
     entries = {name: done.entry for name, done in bench.run(line).items()}
     files = {"llm.mnn": entries["settle"].output("made")}
     model: Any = SimpleNamespace(path=root / "m", name="m", source=MODEL["source"])
+    planner = Planner(bench.store, bench.toolchains, bench.heard, bench.scripts)
+    index = bench.store.index
+    made = record({"model": model}, planner.plan(line), planner, index, base=None)
+    assert "digest" not in made["stages"]["export"]["inputs"]["keystore"]
+    assert made["stages"]["export"]["inputs"]["texts"]["digest"]
     said = predicate(
+        made=made,
         parameters={"recipe": {"backend": "mnn", "options": {"quant_bit": 4}}},
         models={"model": model},
         pipeline=line,
@@ -92,10 +100,9 @@ def built(root: Path) -> dict[str, Any]:
         entries=entries,
         bundled=files.values(),
         drift=[],
-        scripts=bench.scripts,
-        index=bench.store.index,
+        index=index,
     )
-    write_bundle(root / "b", files, "# phone\n", ABOUT, bench.store.index, predicate=said)
+    write_bundle(root / "b", files, "# phone\n", ABOUT, index, predicate=said)
     assert find_bundle(root / "b", "k1", bench.store.index)
     body: dict[str, Any] = json.loads((root / "b" / "provenance.json").read_text())
     return body
@@ -211,7 +218,7 @@ def nothing(tmp_path: Path, **changes: Any) -> dict[str, Any]:
         "entries": {},
         "bundled": [],
         "drift": [],
-        "scripts": tmp_path,
+        "made": {"models": {}, "stages": {}},
         "index": FileIndex(tmp_path / "index.sqlite"),
     }
     return predicate(**{**given, **changes})

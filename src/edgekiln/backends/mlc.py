@@ -340,7 +340,8 @@ class _Build:
             from edgekiln.backends.mlc_checks import key_file
 
             told = Path(self.options.keystore)
-            inputs |= {"keystore": FromPath(path=key_file(told)), "signing": FromPath(path=told)}
+            inputs["keystore"] = FromPath(path=key_file(told), secret=True)
+            inputs["signing"] = FromPath(path=told, secret=True)
         else:
             yield self._debug_key()
             inputs["debug_keystore"] = FromStage(stage="debugkey", output="key")

@@ -203,7 +203,7 @@ def _causes(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Fact]:
     yield from _differ("program", a["program"], b["program"])
     yield from different("programs", a["programs"], b["programs"])
     yield from _differ("parameters", a["parameters"], b["parameters"])
-    inputs = ({n: i["digest"] for n, i in stage["inputs"].items()} for stage in (a, b))
+    inputs = ({n: i.get("digest") for n, i in stage["inputs"].items()} for stage in (a, b))
     yield from different("inputs", *inputs)
 
 
