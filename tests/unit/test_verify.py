@@ -386,3 +386,19 @@ def test_manifests_are_not_changed_by_comparing(made: Made) -> None:
     before = copy.deepcopy(one.manifest)
     compare(one, whole(made("b", b"x")))
     assert one.manifest == before
+
+
+@pytest.mark.parametrize("key", ["../" * 8 + "etc", "/etc", "0" * 63])
+def test_a_foreign_manifest_leads_to_nothing_outside_of_the_store(made: Made, key: str) -> None:
+    bundle = whole(made("a"))
+    bundle.manifest["stages"]["export"]["key"] = key
+
+    class Asked:
+        def find(self, key: str) -> None:
+            raise AssertionError(key)
+
+    stores: Any = [Asked()]
+    assert told._locate(bundle, "export", "mnn/other", "f" * 64, stores) is None
+    bundle.manifest["stages"]["export"]["key"] = "0" * 64
+    assert told._locate(bundle, "export", "../../../etc/hosts", "f" * 64, stores) is None
+    assert told._locate(bundle, "export", "/etc/hosts", "f" * 64, stores) is None

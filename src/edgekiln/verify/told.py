@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from edgekiln.bundle import Bundle
@@ -152,13 +153,22 @@ def _locate(
     for file, known in bundle.manifest["files"].items():
         if known["sha256"] == sha256:
             return bundle.path / str(file)
-    key = bundle.manifest["stages"].get(stage, {}).get("key", "")
+    key = str(bundle.manifest["stages"].get(stage, {}).get("key", ""))
+    # A manifest that somebody else wrote leads to nothing outside of the store.
+    if not re.fullmatch(r"[0-9a-f]{64}", key) or not _inside(name):
+        return None
     for store in stores:
-        entry = store.find(key) if key else None
+        entry = store.find(key)
         path = entry.output(name) if entry else None
         if path and path.is_file() and digest_file(path) == sha256:
             return path
     return None
+
+
+def _inside(name: str) -> bool:
+    """Whether a relative path stays below the folder that it starts from."""
+    path = PurePath(name)
+    return not path.is_absolute() and ".." not in path.parts
 
 
 def _passing(facts: Sequence[Fact]) -> str:
