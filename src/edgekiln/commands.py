@@ -8,7 +8,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -341,15 +342,8 @@ def toolchains_health(reporter: Reporter, *, name: str, base: str) -> None:
 
     names = _toolchains(name) or list_toolchains()
     toolchains = [load_toolchain(each, base=base or None) for each in names]
-    what = name or "all toolchains"
-    reporter.started("health", f"asking upstream about {what}")
-    started = time.monotonic()
-    try:
-        found = health.health(toolchains, pip_settings(), Task(reporter, "health", "things"))
-    except BaseException:
-        reporter.ended("health", "failed", {})
-        raise
-    reporter.ended("health", "done", {"seconds": round(time.monotonic() - started, 3)})
+    with _asking(reporter, "health", name, "things") as task:
+        found = health.health(toolchains, pip_settings(), task)
     text = f"{health.shown(found)}\n\n{health.counts(found)}"
     reporter.result("health", health.plain(found), text)
     health.refuse(found)
@@ -362,16 +356,22 @@ def toolchains_outdated(reporter: Reporter, *, name: str, every: bool) -> None:
     from edgekiln.user.pipconf import pip_settings
 
     toolchains = [load_toolchain(each) for each in _toolchains(name) or list_toolchains()]
-    reporter.started("outdated", f"asking upstream about {name or 'all toolchains'}")
-    started = time.monotonic()
-    task = Task(reporter, "outdated", "packages")
-    try:
+    with _asking(reporter, "outdated", name, "packages") as task:
         report = outdated.outdated(toolchains, pip_settings(), task, every=every)
-    except BaseException:
-        reporter.ended("outdated", "failed", {})
-        raise
-    reporter.ended("outdated", "done", {"seconds": round(time.monotonic() - started, 3)})
     reporter.result("outdated", outdated.plain(report), outdated.shown(report))
+
+
+@contextmanager
+def _asking(reporter: Reporter, task: str, name: str, unit: str) -> Iterator[Task]:
+    """A task that asks upstream about one toolchain, or all."""
+    reporter.started(task, f"asking upstream about {name or 'all toolchains'}")
+    started = time.monotonic()
+    try:
+        yield Task(reporter, task, unit)
+    except BaseException:
+        reporter.ended(task, "failed", {})
+        raise
+    reporter.ended(task, "done", {"seconds": round(time.monotonic() - started, 3)})
 
 
 def recipes_list() -> None:

@@ -23,6 +23,11 @@ class KilnError(Exception):
         self.why = why
         self.remedy = remedy
 
+    @property
+    def short(self) -> str:
+        """What happened and why, in one line of a list."""
+        return f"{self.what}: {self.why}" if self.why else self.what
+
     def lines(self) -> list[str]:
         """The message as it is shown: what happened, why, what to do."""
         shown = [f"error: {self.what}"]

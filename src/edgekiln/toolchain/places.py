@@ -32,18 +32,11 @@ def size_of(place: str, pip: PipSettings) -> int:
 
 def _head(address: str, pip: PipSettings) -> int:
     """Content-Length (0 where not said), or -1 where nobody answers with a page."""
-    import requests
-
-    from edgekiln.upstream.web import pip_options
+    from edgekiln.upstream.web import NotReachedError, pip_options, request, told_size
 
     try:
-        answer = requests.head(
-            address,
-            timeout=_PATIENCE,
-            allow_redirects=True,
-            headers={"Accept-Encoding": "identity"},
-            **pip_options(address, pip),
-        )
-    except requests.RequestException:
+        answer = request("HEAD", address, timeout=_PATIENCE, **pip_options(address, pip))
+    except NotReachedError:
         return -1
-    return int(answer.headers.get("Content-Length", 0)) if answer.ok else -1
+    answer.close()
+    return told_size(answer) if answer.ok else -1

@@ -254,7 +254,7 @@ def _check_wheels(held: Lock, what: Definition, progress: Progress) -> Iterator[
     try:
         now = resolve(pins, what, pip_settings(), progress, exact=True)
     except KilnError as error:
-        yield f"{error.what}: {error.why}"
+        yield error.short
         return
     there = {wheel.name: wheel for wheel in now}
     for wheel in held.wheels:

@@ -68,8 +68,7 @@ def _asking(thing: Thing, ask: Callable[[], Sequence[Answer]]) -> Ask:
         try:
             answers = tuple(ask())
         except KilnError as error:
-            why = f"{error.what}: {error.why}" if error.why else error.what
-            answers = (Answer(place="", state=NOT_REACHED, why=why),)
+            answers = (Answer(place="", state=NOT_REACHED, why=error.short),)
         return [Found(thing=thing, answers=answers)]
 
     return run
@@ -90,8 +89,7 @@ def _base_asks(base: Base, toolchains: Iterable[Toolchain]) -> Iterator[tuple[in
         try:
             view = archive.view(base, named, Silent())
         except KilnError as error:
-            why = f"{error.what}: {error.why}" if error.why else error.what
-            silent = Answer(place="apt", state=NOT_REACHED, why=why)
+            silent = Answer(place="apt", state=NOT_REACHED, why=error.short)
             made, told = silent, dict.fromkeys(locked, silent)
         else:
             made = _bootstrap(view, bootstrapped)

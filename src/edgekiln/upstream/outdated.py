@@ -185,8 +185,7 @@ def _ask_base(
         try:
             view = archive.view(base, names, Silent())
         except KilnError as error:
-            why = f": {error.why}" if error.why else ""
-            silent.append(f"packages of {base.name}: {error.what}{why}")
+            silent.append(f"packages of {base.name}: {error.short}")
     return view, digest, silent
 
 

@@ -94,7 +94,7 @@ def _told(place: str, options: Mapping[str, Any]) -> Response:
     """A server's word on a file: by HEAD, or by its first byte where HEAD does not tell."""
     reply = request("HEAD", place, **options)
     reply.close()
-    if reply.status_code in _GONE or (reply.ok and _size(reply)):
+    if reply.status_code in _GONE or (reply.ok and told_size(reply)):
         return reply
     # Some servers refuse HEAD, or sign addresses for GET only.
     reply = request("GET", place, headers={"Range": "bytes=0-0"}, **options)
@@ -107,7 +107,7 @@ def _judged(reply: Response, pin: Pin) -> dict[str, str]:
     if not reply.ok:
         state = GONE if reply.status_code in _GONE else NOT_REACHED
         return {"state": state, "why": f"the server says {reply.status_code} {reply.reason}"}
-    size = _size(reply)
+    size = told_size(reply)
     if wrong := _differs(reply, size, pin):
         return {"state": CHANGED, "why": wrong}
     why = "" if pin.size and size else "no size is pinned" if size else "its size is not told"
@@ -127,7 +127,7 @@ def _differs(reply: Response, size: int, pin: Pin) -> str:
     return "a page came in its place" if page and not pin.size else ""
 
 
-def _size(reply: Response) -> int:
+def told_size(reply: Response) -> int:
     """The whole file's bytes; 0 where they are not told."""
     ranged = re.search(r"/(\d+)$", reply.headers.get("Content-Range", ""))
     if reply.status_code == 206:
