@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 _PASSWORD = "EDGEKILN_KEY_PASSWORD"
+_STANDARD = bytes.maketrans(b"-_", b"+/")
 _KINDS = "Ed25519, or ECDSA on P-256 or P-384"
 
 
@@ -241,11 +242,11 @@ def _envelopes(bundle: Path) -> Iterator[dict[str, Any]]:
             envelope = json.loads(line)
             if not isinstance(envelope["payloadType"], str):
                 raise ValueError("payloadType is no text")
-            base64.b64decode(envelope["payload"], validate=True)
+            _bytes(envelope["payload"])
             for signature in envelope["signatures"]:
-                base64.b64decode(signature["sig"], validate=True)
+                _bytes(signature["sig"])
             yield envelope
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SignatureError(
             f"{path} is no DSSE envelope",
             why=f"{type(error).__name__}: {error}",
@@ -258,8 +259,7 @@ def _signatures(bundle: Path, payload: bytes) -> list[dict[str, Any]]:
     return [
         signature
         for envelope in _envelopes(bundle)
-        if envelope["payloadType"] == PAYLOAD_TYPE
-        and base64.b64decode(envelope["payload"]) == payload
+        if envelope["payloadType"] == PAYLOAD_TYPE and _bytes(envelope["payload"]) == payload
         for signature in envelope["signatures"]
     ]
 
@@ -268,8 +268,8 @@ def _signed(envelope: Mapping[str, Any], key: Public) -> bytes | None:
     """The payload, if one of the signatures is that key's; key ids are hints and not looked at."""
     if envelope["payloadType"] != PAYLOAD_TYPE:
         return None
-    payload = base64.b64decode(envelope["payload"])
-    signatures = [base64.b64decode(s["sig"]) for s in envelope["signatures"]]
+    payload = _bytes(envelope["payload"])
+    signatures = [_bytes(s["sig"]) for s in envelope["signatures"]]
     return payload if any(_holds(key, each, payload) for each in signatures) else None
 
 
@@ -367,3 +367,8 @@ def _pem(key: Public) -> bytes:
 
 def _text(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
+
+
+def _bytes(text: str) -> bytes:
+    """DSSE lets an envelope be in the standard alphabet or in the one that is safe in addresses."""
+    return base64.b64decode(text.encode("ascii").translate(_STANDARD), validate=True)

@@ -115,6 +115,25 @@ def test_several_keys_sign_one_statement(bundle: Path, key: Path, tmp_path: Path
         signing.verify(bundle, signing.public_of(each))
 
 
+def test_either_alphabet_of_base64_is_read(bundle: Path, key: Path) -> None:
+    signing.sign(bundle, key)
+    body = envelope(bundle)
+    safe = str.maketrans("+/", "-_")
+    body["payload"] = body["payload"].translate(safe)
+    body["signatures"][0]["sig"] = body["signatures"][0]["sig"].translate(safe)
+    (bundle / ENVELOPES).write_text(json.dumps(body) + "\n")
+    assert signing.verify(bundle, signing.public_of(key)).files
+
+
+@pytest.mark.parametrize("field", ["payload", "payloadType", "signatures"])
+@pytest.mark.parametrize("value", [1, None, ["x"], {"a": 1}, "ä"])
+def test_what_is_no_envelope_is_refused(bundle: Path, key: Path, field: str, value: Any) -> None:
+    signing.sign(bundle, key)
+    (bundle / ENVELOPES).write_text(json.dumps({**envelope(bundle), field: value}) + "\n")
+    with pytest.raises(SignatureError):
+        signing.verify(bundle, signing.public_of(key))
+
+
 def test_signing_again_gives_the_same_bytes(bundle: Path, key: Path) -> None:
     signing.sign(bundle, key)
     before = (bundle / ENVELOPES).read_bytes()
