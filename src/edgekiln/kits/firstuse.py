@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from edgekiln.digest import digest_file
 from edgekiln.errors import DigestError, ToolchainError
 from edgekiln.home import home
 from edgekiln.locking import held
-from edgekiln.toolchain.wheels import sha256_of
 
 SUMS = "SHA256SUMS"
 
@@ -68,7 +68,7 @@ def listed(folder: Path, file: str) -> str:
 def check_listed(path: Path) -> None:
     """Raise DigestError for a file that is not as its folder's SHA256SUMS has it."""
     wanted = listed(path.parent, path.name)
-    if wanted and sha256_of(path) != wanted:
+    if wanted and digest_file(path) != wanted:
         raise DigestError(
             f"{path} is damaged",
             why=f"its sha256 is not the one in {SUMS}",

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from edgekiln import units
+from edgekiln.digest import digest_file
 from edgekiln.errors import DigestError, DiskError, FetchError, KilnError, ToolchainError
 from edgekiln.fetch import RETRIES, differs, fetch
 from edgekiln.home import home
@@ -31,7 +32,6 @@ from edgekiln.kits.tree import tree_id
 from edgekiln.kits.unpack import test, unpack, unpacked_size
 from edgekiln.locking import held
 from edgekiln.progress import Progress
-from edgekiln.toolchain.wheels import sha256_of
 from edgekiln.transfer import Pin
 
 MIRRORS = "EDGEKILN_MIRRORS"
@@ -173,7 +173,7 @@ def _first_use(archive: Archive, path: Path, place: str) -> None:
             if path.parent == downloads():
                 path.unlink(missing_ok=True)
             raise
-    sha256 = sha256_of(path)
+    sha256 = digest_file(path)
     kept = firstuse.remember(archive.file, sha256=sha256, size=path.stat().st_size, place=place)
     if kept.sha256 != sha256:
         raise DigestError(f"{archive.file} is another one than another edgekiln fetched just now")

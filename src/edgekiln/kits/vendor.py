@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekiln.calls import call_logged
+from edgekiln.digest import digest_file
 from edgekiln.errors import FetchError, KilnError, UsageError
 from edgekiln.fetch import RETRIES
 from edgekiln.home import home
@@ -22,7 +23,7 @@ from edgekiln.progress import Progress
 from edgekiln.store import disk_error
 from edgekiln.toolchain.lock import Wheel
 from edgekiln.toolchain.places import answering
-from edgekiln.toolchain.wheels import find_local, put, sha256_of
+from edgekiln.toolchain.wheels import find_local, put
 from edgekiln.user.pipconf import PipSettings, pip_command, pip_settings
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def _fill(toolchain: Toolchain, folder: Path, progress: Progress) -> Filled:
         files += [_put(path, folder) for path in archives]
         repositories += _repositories(kit, folder, progress, failures)
     progress.update(0, None, "writing SHA256SUMS")
-    firstuse.list_in(folder, {path.name: sha256_of(path) for path in files})
+    firstuse.list_in(folder, {path.name: digest_file(path) for path in files})
     if failures:
         raise making.lacking(failures)
     return Filled(files=tuple(files), repositories=tuple(repositories))
@@ -85,7 +86,7 @@ def save_image(engine: Engine, toolchain: Toolchain, folder: Path, progress: Pro
     if not target.is_file():
         progress.update(0, None, f"saving {target.name}")
         images.export(engine, toolchain, target).chmod(0o644)
-        firstuse.list_in(folder, {target.name: sha256_of(target)})
+        firstuse.list_in(folder, {target.name: digest_file(target)})
     return target
 
 
@@ -142,7 +143,7 @@ def _wheels(
 
 def _there(wheel: Wheel, folder: Path) -> bool:
     path = folder / wheel.file
-    return path.is_file() and sha256_of(path) == wheel.sha256
+    return path.is_file() and digest_file(path) == wheel.sha256
 
 
 @dataclass(frozen=True, kw_only=True)

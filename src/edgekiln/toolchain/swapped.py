@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from edgekiln.digest import digest_file
 from edgekiln.errors import DigestError
-from edgekiln.toolchain.wheels import sha256_of, vendor
+from edgekiln.toolchain.wheels import vendor
 from edgekiln.transfer import shown
 from edgekiln.user.pipconf import PipSettings, pip_settings
 
@@ -44,7 +45,7 @@ def swapped(log: Path) -> DigestError | None:
 def _folder_with(name: str, sha256: str, pip: PipSettings) -> str:
     """The path of these very bytes in the user's folders; "" where they are in none."""
     for path in _wheels(name, (*vendor(), *pip.folders(), *pip.file_indexes())):
-        if sha256_of(path) == sha256:
+        if digest_file(path) == sha256:
             return str(path)
     return ""
 

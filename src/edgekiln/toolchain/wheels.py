@@ -5,7 +5,6 @@ The vendor folder (EDGEKILN_VENDOR) is looked into first, then the user's own fi
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -13,18 +12,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from edgekiln.digest import digest_file
 from edgekiln.errors import DigestError
 from edgekiln.toolchain.lock import Wheel, normal
 from edgekiln.user.pipconf import PipSettings
-
-
-def sha256_of(path: Path) -> str:
-    """sha256 of a file of any size."""
-    found = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            found.update(chunk)
-    return found.hexdigest()
 
 
 def find_local(wheels: Iterable[Wheel], pip: PipSettings) -> dict[str, Path]:
@@ -36,7 +27,7 @@ def find_local(wheels: Iterable[Wheel], pip: PipSettings) -> dict[str, Path]:
     found = {}
     for wheel in wheels:
         for path in _candidates(wheel, pip):
-            if sha256_of(path) == wheel.sha256:
+            if digest_file(path) == wheel.sha256:
                 found[wheel.file] = path
                 break
     return found
@@ -98,7 +89,7 @@ def put(source: Path, target: Path) -> None:
 
 def check_file(path: Path, sha256: str) -> None:
     """Raise DigestError unless the file's bytes are the pinned ones."""
-    found = sha256_of(path)
+    found = digest_file(path)
     if found != sha256:
         why = f"sha256 is {found}, pinned is {sha256}"
         raise DigestError(f"{path.name} is not the file that was pinned", why=why)

@@ -14,8 +14,9 @@ from urllib.parse import unquote, urljoin, urlsplit
 from urllib.request import url2pathname
 
 from edgekiln.calls import call
+from edgekiln.digest import digest_file
 from edgekiln.toolchain.lock import Wheel, normal
-from edgekiln.toolchain.wheels import Links, sha256_of
+from edgekiln.toolchain.wheels import Links
 from edgekiln.transfer import Pin, shown
 from edgekiln.upstream import CHANGED, GONE, NOT_REACHED, OK, Answer
 from edgekiln.upstream.web import NotReachedError, ask_file, pip_options, request
@@ -136,7 +137,7 @@ def _digest(found: Listed) -> str:
     if found.sha256 or _folder(found.url) is None:
         return found.sha256
     path = Path(url2pathname(urlsplit(found.url).path))
-    return sha256_of(path) if path.is_file() else ""
+    return digest_file(path) if path.is_file() else ""
 
 
 def _folder(address: str) -> Path | None:
