@@ -98,7 +98,8 @@ def test_wheels_in_a_kit_are_not_taken_for_the_images_own(
     metadata = b"Metadata-Version: 2.1\nName: mlc_llm_cpu\nVersion: 9\n"
     names = ("convert_weight", "gen_config", "compile", "package", "__init__")
     files = {f"mlc_llm/interface/{name}.py": b"" for name in names}
-    files |= {"mlc_llm/__init__.py": b"__version__ = '9'\n", f"{info}/METADATA": metadata}
+    files |= {"mlc_llm/__init__.py": b"__version__ = '9'\n", "tvm/__init__.py": b""}
+    files[f"{info}/METADATA"] = metadata
     with pytest.raises(ImageError) as caught:
         images.verify(engine, mlc, [made(tmp_path, "mlc", "0.20.0", files)])
     assert "mlc_llm is 9, its kit 0.20.0" in caught.value.why
