@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _TESTS_CALL = {
     "adb": "adb",
     "aarch64-linux-gnu-as": "binutils-aarch64-linux-gnu",
+    "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
     "aapt": "aapt android-framework-res",
     "apksigner": "apksigner",
 }
