@@ -51,6 +51,8 @@ _TOOLCHAIN = {"name": "the toolchain, as `kiln toolchains list` names it"}
         "dry-run": "show the plan and what it needs; make nothing (a model is still fetched)",
         "force": "start although memory or disk look too small",
         "refresh": "ask the Hub again which commit the model's branch is at",
+        "detach": "build in a process of its own, which a closed terminal does not end "
+        "(docs/jobs.md)",
         **_OFFLINE,
         **cli.option_help(options_by_backend()),
     },
@@ -71,6 +73,7 @@ def build(
     force: bool = False,
     refresh: bool = False,
     trust_pickle: bool = False,
+    detach: bool = False,
     vendor_dir: str | None = None,
     accept_licence: str | None = None,
     quiet: bool = False,
@@ -90,6 +93,7 @@ def build(
       kiln build --backend qnn --soc sm8650 --preset precision --context-length 2048
       kiln build --backend mlc --model Qwen/Qwen2.5-3B-Instruct --quantization q4f16_1 --apk debug
       kiln build --backend mlc --target webgpu --objects-only
+      kiln build --backend qnn --detach
     """
     from edgekiln.build import Settings
     from edgekiln.build import build as run
@@ -116,7 +120,93 @@ def build(
             refresh=refresh,
             trust_pickle=trust_pickle,
         )
+        if detach:
+            from edgekiln.commands.jobs import detach as start
+
+            start(reporter, sys.argv[1:], what, dry_run=dry_run, executor=executor)
+            return
         (show if dry_run else run)(what, how, reporter)
+
+
+_JOB = {
+    **_COMMON,
+    "job": "the job, as `kiln status` names it, or how its name begins (default: the newest)",
+}
+
+
+@task(
+    auto_shortflags=False,
+    help={**_JOB, "job": "one job with all that is known of it (default: all jobs)"},
+)
+def status(
+    c: Context, job: str = "", quiet: bool = False, json: bool = False, debug: bool = False
+) -> None:
+    """Say how the builds are that were started with --detach.
+
+    Examples:
+      kiln status
+      kiln status 1121-093007
+    """
+    from edgekiln.commands.jobs import status as run
+
+    with cli.reporting(quiet=quiet, as_json=json, debug=debug) as reporter:
+        run(reporter, job)
+
+
+@task(
+    auto_shortflags=False,
+    help={**_JOB, "follow": "go on until the job ends; Ctrl-C ends the looking, not the job"},
+)
+def logs(
+    c: Context,
+    job: str = "",
+    follow: bool = False,
+    quiet: bool = False,
+    json: bool = False,
+    debug: bool = False,
+) -> None:
+    """Show what a build in the background told so far, as it would have at this terminal.
+
+    Examples:
+      kiln logs
+      kiln logs -f 1121-093007
+    """
+    from edgekiln.commands.jobs import logs as run
+
+    with cli.reporting(quiet=quiet, as_json=json, debug=debug) as reporter:
+        run(reporter, job, on=follow)
+
+
+@task(auto_shortflags=False, help=_JOB)
+def wait(
+    c: Context, job: str = "", quiet: bool = False, json: bool = False, debug: bool = False
+) -> None:
+    """Wait until a build in the background ends; leaves with that build's own exit code.
+
+    Leaves with 23 where it was killed outright, with 130 where it was stopped.
+
+    Examples:
+      kiln wait
+      kiln wait 1121-093007 --json
+    """
+    from edgekiln.commands.jobs import wait as run
+
+    with cli.reporting(quiet=quiet, as_json=json, debug=debug) as reporter:
+        run(reporter, job)
+
+
+@task(auto_shortflags=False, help={**_JOB, "job": "the job to stop (default: the one that runs)"})
+def cancel(
+    c: Context, job: str = "", quiet: bool = False, json: bool = False, debug: bool = False
+) -> None:
+    """Stop a build in the background, as Ctrl-C stops one at a terminal; waits until it has ended.
+
+    Example: kiln cancel 1121-093007
+    """
+    from edgekiln.commands.jobs import cancel as run
+
+    with cli.reporting(quiet=quiet, as_json=json, debug=debug) as reporter:
+        run(reporter, job)
 
 
 @task(
@@ -1033,7 +1123,9 @@ def _group(name: str, *tasks: Task[Any]) -> Collection:
     return group
 
 
-namespace = Collection(build, doctor, inspect, explain, sign, test, bench)
+namespace = Collection(
+    build, status, logs, wait, cancel, doctor, inspect, explain, sign, test, bench
+)
 namespace.add_collection(
     _group(
         "images",

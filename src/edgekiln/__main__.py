@@ -24,6 +24,8 @@ _OPTIONAL = {
     "bench": "--only",
     "sign": "--folder",
 }
+# They have flags without values only, so that a word by itself is the job wherever it stands.
+_OF_JOBS = ("status", "logs", "wait", "cancel")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -94,6 +96,8 @@ def translate(arguments: Sequence[str]) -> list[str]:
             return ["--list", words[0]]
         if not words[1].startswith("-"):
             words = [f"{words[0]}.{words[1]}", *words[2:]]
+    if words[0] in _OF_JOBS:
+        words = [words[0], *_job(words[1:])]
     # After a command with a positional argument, Invoke takes --help for that argument.
     if len(words) > 1 and words[1] in _HELP[1:]:
         return ["--help", words[0]]
@@ -102,6 +106,15 @@ def translate(arguments: Sequence[str]) -> list[str]:
     if words[0] in _OPTIONAL and len(words) > 1 and not words[1].startswith("-"):
         words.insert(1, _OPTIONAL[words[0]])
     return words
+
+
+def _job(words: list[str]) -> list[str]:
+    """The words after a command about jobs: `-f` for --follow, and a name for --job NAME."""
+    meant = ["--follow" if word == "-f" else word for word in words]
+    return [
+        word if word.startswith("-") or before == "--job" else f"--job={word}"
+        for before, word in zip(["", *meant], meant, strict=False)
+    ]
 
 
 def _help(words: list[str]) -> list[str]:

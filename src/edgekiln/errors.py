@@ -171,6 +171,13 @@ class UpstreamError(KilnError):
     kind = "upstream"
 
 
+class JobError(KilnError):
+    """A build in the background that was killed from outside."""
+
+    exit_code = 23
+    kind = "job"
+
+
 def nearest(wrong: str, right: Iterable[str]) -> str:
     """A remedy that names the closest of `right`, or lists them all when none is close."""
     known = sorted(right)

@@ -72,9 +72,12 @@ class JsonReporter:
         self._out, self._guard = out, threading.Lock()
 
     def _write(self, event: str, **fields: Any) -> None:
+        self.again({"event": event, "time": round(time.time(), 3), **fields})
+
+    def again(self, event: Mapping[str, Any]) -> None:
+        """Write an event that is one already."""
         with self._guard:
-            line = {"event": event, "time": round(time.time(), 3), **fields}
-            self._out.write(json.dumps(line, default=str) + "\n")
+            self._out.write(json.dumps(event, default=str) + "\n")
             self._out.flush()
 
     def say(self, text: str) -> None:
@@ -90,7 +93,7 @@ class JsonReporter:
         self._write("ended", task=task, how=how, **figures)
 
     def result(self, name: str, value: Any, text: str) -> None:
-        self._write("result", name=name, value=value)
+        self._write("result", name=name, value=value, text=text)
 
     def failed(self, error: KilnError) -> None:
         fields = {"kind": error.kind, "exit_code": error.exit_code, "what": error.what}
@@ -152,7 +155,7 @@ class LineReporter(QuietReporter):
         now = time.monotonic()
         if now - self._told.setdefault(task, now) >= _LINE_EVERY:
             self._told[task] = now
-            words = (f"{task}:", _amount(done, total, unit), what)
+            words = (f"{task}:", amount(done, total, unit), what)
             self.say(" ".join(w for w in words if w))
 
     def ended(self, task: str, how: str, figures: Mapping[str, Any]) -> None:
@@ -192,6 +195,12 @@ class BarReporter(LineReporter):
         colour = {"failed": "31", "stopped": "33", "cached": "36"}.get(how, "32")
         self.say(f"{paint(task, '1')}: {paint(how, colour)}{_brief(figures)}")
 
+    def backdate(self, task: str, age: float) -> None:
+        """Let a task's clock say that it began `age` seconds ago."""
+        with self._guard:
+            if task in self._bars:
+                self._bars[task].start_t = self._bars[task]._time() - age
+
     def close(self) -> None:
         with self._guard:
             for bar in self._bars.values():
@@ -230,7 +239,8 @@ def table(rows: Sequence[tuple[str, ...]], head: tuple[str, ...]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _amount(done: float, total: float | None, unit: str) -> str:
+def amount(done: float, total: float | None, unit: str) -> str:
+    """How far something is, in a few words; "" where it has only begun."""
     if not done and not total:
         return ""  # begun, and nobody knows how much there is
     if unit == "B":

@@ -23,6 +23,14 @@ def is_orphan(owner: str) -> bool:
     return Path("/proc/self/stat").exists() and _began(int(rest)) != began
 
 
+def here(owner: str) -> int | None:
+    """The owner's number, where it is a living process of this machine; else None."""
+    host, _, rest = owner.rpartition(":")[0].rpartition(":")
+    if host != socket.gethostname() or not rest.isdigit() or is_orphan(owner):
+        return None
+    return int(rest)
+
+
 def _began(pid: int) -> str:
     """When a process began (proc(5), field 22), so that a reused number is not mistaken for it."""
     try:
