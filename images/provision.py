@@ -131,7 +131,9 @@ def _warm(into: Path, modules: list[str]) -> None:
     """Compile what stages import, by the environment's own Python; see bytecode.py."""
     if modules:
         program = Path(__file__).with_name("bytecode.py")
-        _call([str(_python(into)), "-I", "-B", str(program), *modules], _clean(os.environ))
+        # Python before 3.11 writes a set's constants in the order of their hashes.
+        env = {**_clean(os.environ), "PYTHONHASHSEED": "0"}
+        _call([str(_python(into)), "-s", "-B", str(program), *modules], env)
 
 
 def installed_wheels(into: Path) -> list[dict[str, str]]:

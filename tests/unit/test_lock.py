@@ -15,7 +15,17 @@ from edgekiln.errors import ToolchainError
 from edgekiln.images.base import drift_of, parse_records
 from edgekiln.progress import Silent
 from edgekiln.toolchain import list_toolchains, load_toolchain
-from edgekiln.toolchain.lock import BaseLock, Deb, Lock, Wheel, digest, read_lock, seal, write_lock
+from edgekiln.toolchain.lock import (
+    BaseLock,
+    Deb,
+    Lock,
+    Wheel,
+    digest,
+    installed_text,
+    read_lock,
+    seal,
+    write_lock,
+)
 from edgekiln.toolchain.relock import _deb, _fitness, _wheel, resolve
 from edgekiln.toolchain.uvtool import PINNED
 from edgekiln.user.pipconf import PipSettings
@@ -73,6 +83,17 @@ def test_the_digest_is_over_what_is_installed_not_over_words() -> None:
     assert digest(replace(lock, definition=words, definition_sha256="0")) == digest(lock)
     assert digest(replace(lock, uv=replace(lock.uv, version="9"))) != digest(lock)
     assert digest(replace(lock, debs=lock.debs[1:])) != digest(lock)
+
+
+def test_what_lies_in_an_image_is_what_the_digest_covers() -> None:
+    lock = wheel_lock()
+    words = replace(lock.definition, summary="other words", kits=("ndk-r27c",), checks="tvm")
+    other = replace(lock, definition=words, definition_sha256="0", sha256="1")
+    assert installed_text(other) == installed_text(lock)
+    inside = json.loads(installed_text(lock))
+    assert {"definition_sha256", "sha256"} & set(inside) == set()
+    assert [wheel["sha256"] for wheel in inside["wheels"]] == [w.sha256 for w in lock.wheels]
+    assert installed_text(replace(lock, wheels=lock.wheels[1:])) != installed_text(lock)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ a layer, the history nor the build cache's keys.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from edgekiln.images.base import ReadyBase, apt_for
+from edgekiln.images.base import EPOCH, ReadyBase, apt_for
+from edgekiln.toolchain import MARKER
 from edgekiln.toolchain.places import answering
 from edgekiln.toolchain.uvtool import linux_uv
 from edgekiln.toolchain.wheels import find_local, put
@@ -81,6 +83,7 @@ def staged(
             _copy_text(path, folder / name)
         put(linux_uv(toolchain.lock.uv, pip, progress), folder / "uv")
         _write_lock(toolchain, folder, frozen)
+        _settle(folder)
         local = find_local(toolchain.lock.wheels, pip)
         for name, path in local.items():
             put(path, folder / "wheels" / name)
@@ -117,12 +120,22 @@ def _copy_text(source: Path, target: Path) -> None:
     target.chmod(0o755)
 
 
+def _settle(folder: Path) -> None:
+    """Give the files that the Dockerfile copies the one moment, as provision.py does."""
+    for name in ("lock.json", MARKER, "verify", "checks.py"):
+        os.utime(folder / name, (EPOCH, EPOCH))
+
+
 def _write_lock(toolchain: Toolchain, folder: Path, frozen: bool) -> None:
-    from edgekiln.toolchain import folder as toolchains
+    from edgekiln.images import tag
+    from edgekiln.toolchain import marker
+    from edgekiln.toolchain.lock import installed_text
 
     lock = toolchain.lock
-    _copy_text(toolchains() / f"{toolchain.name}.lock.json", folder / "lock.json")
-    (folder / "lock.json").chmod(0o644)
+    told = {"lock.json": installed_text(lock), MARKER: marker(toolchain, tag(toolchain))}
+    for name, text in told.items():
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+        (folder / name).chmod(0o644)
     java = any(deb.name.startswith("openjdk-") for deb in lock.debs)
     before = [_WITH_MANUALS] if java else []
     exact = [*before, *(f"{deb.name}={deb.version}" for deb in lock.debs)]

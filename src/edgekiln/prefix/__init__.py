@@ -114,17 +114,20 @@ def _fill(toolchain: Toolchain, path: Path, progress: Progress) -> None:
     command += ["--lock", str(folder() / f"{toolchain.name}.lock.json"), "--uv", str(uv)]
     command += ["--cache", str(home() / "uv")]
     _run(command, env, path, progress)
-    for name, source in _kept(toolchain).items():
-        shutil.copyfile(source, path / name)
+    _keep(toolchain, path)
 
 
-def _kept(toolchain: Toolchain) -> dict[str, Path]:
-    """What lies beside the environment, as in an image."""
-    from edgekiln.toolchain import folder
+def _keep(toolchain: Toolchain, path: Path) -> None:
+    """Put beside the environment what lies there in an image."""
+    from edgekiln.toolchain import MARKER, marker
+    from edgekiln.toolchain.lock import installed_text
 
     images = project() / "images"
-    proof = {"verify": images / "verify", "checks.py": images / toolchain.checks / "checks.py"}
-    return {**proof, "lock.json": folder() / f"{toolchain.name}.lock.json"}
+    shutil.copyfile(images / "verify", path / "verify")
+    shutil.copyfile(images / toolchain.checks / "checks.py", path / "checks.py")
+    told = {"lock.json": installed_text(toolchain.lock), MARKER: marker(toolchain, path.name)}
+    for name, text in told.items():
+        (path / name).write_text(text, encoding="utf-8", newline="\n")
 
 
 def _run(command: list[str], env: Mapping[str, str], path: Path, progress: Progress) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 D = TypeVar("D", Definition, BaseDefinition)
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
+# Lies at the top of every image's environment and of every prefix; see `marker`.
+MARKER = "toolchain.json"
 # What a value of `env` may be filled with; see executors/base.py.
 _FILLED = ("kits", "path")
 
@@ -164,6 +167,15 @@ def variables(toolchain: Toolchain, *, path: str, kits: str) -> dict[str, str]:
         key: value.replace("{kits}", kits).replace("{path}", path)
         for key, value in toolchain.env.items()
     }
+
+
+def marker(toolchain: Toolchain, tag: str) -> str:
+    """What tells an environment's toolchain: {name, installed (sha256, hex), tag}, as JSON.
+
+    `tag` names the image, or the prefix. A process inside one knows by it whose stages it can run.
+    """
+    told = {"name": toolchain.name, "installed": toolchain.installed, "tag": tag}
+    return json.dumps(told, sort_keys=True) + "\n"
 
 
 def load_base(name: str) -> Base:

@@ -127,14 +127,27 @@ def digest(lock: Lock | BaseLock, *, extra: str = "") -> str:
 
     Nor do kits, which are pinned by their own files and are in no image.
     """
+    text = json.dumps(_pinned(lock), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256((text + extra).encode()).hexdigest()
+
+
+def installed_text(lock: Lock) -> str:
+    """The lock as it lies in images and prefixes: what `digest` covers and nothing else.
+
+    So what holds the same is the same, byte for byte, whatever words a lock was made with.
+    """
+    return _lines(_pinned(lock))
+
+
+def _pinned(lock: Lock | BaseLock) -> dict[str, Any]:
+    """What of a lock says which bytes are installed."""
     body: dict[str, Any] = plain(lock)
     body.pop("definition_sha256")
     body.pop("sha256", None)
     body["definition"].pop("summary")
     for key in ("kits", "checks"):
         body["definition"].pop(key, None)
-    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256((text + extra).encode()).hexdigest()
+    return body
 
 
 def normal(name: str) -> str:
@@ -203,8 +216,12 @@ def write_lock(lock: Lock | BaseLock, path: Path) -> None:
     """Write `lock` so that one package is one line: a relock's diff then reads well."""
     body = plain(lock)
     body["sha256"] = seal(body)
+    path.write_text(_lines(body), encoding="utf-8", newline="\n")
+
+
+def _lines(body: Mapping[str, Any]) -> str:
     lines = [f"  {json.dumps(key)}: {_block(value)}" for key, value in body.items()]
-    path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8", newline="\n")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def _block(value: Any) -> str:
