@@ -16,7 +16,8 @@ import pytest
 
 from edgekiln.executors.base import Executor
 from edgekiln.executors.docker import DockerExecutor
-from edgekiln.executors.native import NativeExecutor, network_cut
+from edgekiln.executors.native import NativeExecutor
+from edgekiln.executors.processes import network_cut
 from edgekiln.kits import Kit, ready
 from edgekiln.pipeline import Pipeline
 from edgekiln.progress import Silent

@@ -14,7 +14,7 @@ import pytest
 
 from edgekiln.errors import OutOfMemoryError, StageError
 from edgekiln.executors.guard import descendants
-from edgekiln.executors.native import network_cut
+from edgekiln.executors.processes import network_cut
 from edgekiln.pipeline import Pipeline
 from tests.builds.kit import NOBODY, alive, call, nobodys_python, open_folder, python, until
 from tests.unit.kit import Bench, stage
@@ -165,7 +165,8 @@ import json, os, sys
 from pathlib import Path
 from types import SimpleNamespace
 from tests.unit.kit import Bench, stage
-from edgekiln.executors.native import NativeExecutor, network_cut
+from edgekiln.executors.native import NativeExecutor
+from edgekiln.executors.processes import network_cut
 from edgekiln.pipeline import Pipeline
 root = Path(sys.argv[1])
 bench = Bench(root, SimpleNamespace(name="plain", digest="0" * 64, env={}, summary="", kits=()))

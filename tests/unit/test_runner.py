@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgekiln.errors import KilnError, OutOfMemoryError, StageError, UsageError
-from edgekiln.executors import kills, native
+from edgekiln.executors import kills, processes
 from edgekiln.pipeline import FromPath, FromStage, Output, Pipeline, Stage
 from tests.unit.kit import Bench, stage
 
@@ -133,7 +133,7 @@ def test_who_killed_a_stage_is_told_by_the_kernels_count(
     said: str,
 ) -> None:
     told = iter(counts)
-    monkeypatch.setattr(native, "kernel_kills", lambda: next(told))
+    monkeypatch.setattr(processes, "kernel_kills", lambda: next(told))
     bench.program("killed.py", "os.kill(os.getpid(), 9)")
     with pytest.raises(error, match=said):
         bench.run(Pipeline(stages=(stage("killed", "killed.py"),)))
@@ -279,7 +279,7 @@ def test_a_stage_has_no_network(bench: Bench) -> None:
         stage.output('made').write_text(said)
         """,
     )
-    from edgekiln.executors.native import network_cut
+    from edgekiln.executors.processes import network_cut
 
     if not network_cut():
         pytest.skip("this kernel lets nobody make a network namespace here")
