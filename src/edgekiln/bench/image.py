@@ -77,7 +77,7 @@ def _container(engine: Engine, context: Staged) -> list[str]:
     for name, path in context.secrets.items():
         if Path(path).stat().st_size:
             mounts.append(f"--volume={path}:/run/secrets/{name}:ro")
-    network = ["--network=host"] if context.host_network else []
+    network = [f"--network={context.network}"] if context.network else []
     words = [engine.kind, "run", "--rm", *network, *mounts, context.base]
     return [*words, "sh", "-c", _BY_HAND]
 

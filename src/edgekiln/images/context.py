@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from edgekiln import offline
 from edgekiln.images.base import EPOCH, ReadyBase, apt_for
 from edgekiln.toolchain import MARKER
+from edgekiln.toolchain.debs import file_name, find_debs
 from edgekiln.toolchain.places import answering
 from edgekiln.toolchain.uvtool import linux_uv
 from edgekiln.toolchain.wheels import find_local, put
@@ -48,7 +50,7 @@ class Context:
     folder: Path
     base: str
     secrets: dict[str, Path] = field(default_factory=dict)
-    host_network: bool = False
+    network: str = ""
 
     def arguments(self, engine: Engine) -> list[str]:
         """What the builder's command line is given."""
@@ -56,7 +58,7 @@ class Context:
         words += ["--file", str(self.folder / "Dockerfile")]
         for name, path in sorted(self.secrets.items()):
             words += ["--secret", f"id={name},src={path}"]
-        return [*words, *(["--network", "host"] if self.host_network else [])]
+        return [*words, *(["--network", self.network] if self.network else [])]
 
     def _reference(self, engine: Engine) -> str:
         # Podman looks short names up in registries first, unless told they are its own.
@@ -93,7 +95,7 @@ def staged(
             folder=folder,
             base=base.reference,
             secrets=_secrets(hidden, folder, settings, pip, apt),
-            host_network=_on_this_machine(pip, apt),
+            network=_network(pip, apt),
         )
 
 
@@ -137,12 +139,24 @@ def _write_lock(toolchain: Toolchain, folder: Path, frozen: bool) -> None:
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
         (folder / name).chmod(0o644)
     java = any(deb.name.startswith("openjdk-") for deb in lock.debs)
-    before = [_WITH_MANUALS] if java else []
-    exact = [*before, *(f"{deb.name}={deb.version}" for deb in lock.debs)]
-    names = [*before, *lock.definition.apt]
-    for name, words in (("apt.exact", exact), ("apt.names", names)):
-        (folder / name).write_text(" ".join(words) + "\n", encoding="utf-8", newline="\n")
-    (folder / "frozen").write_text(f"{int(frozen)}\n", encoding="utf-8", newline="\n")
+    found = find_debs(lock.debs)
+    lacking = [deb for deb in lock.debs if deb.name not in found.here]
+    if offline.enabled():
+        found.refuse(lacking)
+    texts = {
+        "debs": "".join(f"{d.name} {d.version} {d.sha256} {d.size}\n" for d in lock.debs),
+        "debs.lacking": "".join(f"{deb.name}={deb.version}\n" for deb in lacking),
+        "apt.names": "".join(f"{name}\n" for name in lock.definition.apt),
+        "apt.options": f"{_WITH_MANUALS}\n" if java else "",
+        "frozen": f"{int(frozen)}\n",
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+    if found.here:
+        (folder / "debs.here").mkdir()
+    for deb in lock.debs:
+        if path := found.here.get(deb.name):
+            put(path, folder / "debs.here" / file_name(deb, path))
 
 
 def _secrets(
@@ -169,6 +183,13 @@ def _secrets(
 
 def _path(name: str | None) -> Path | None:
     return Path(name) if name and Path(name).is_file() else None
+
+
+def _network(pip: PipSettings, apt: AptSettings) -> str:
+    """What network the build's steps have: none offline, "" for the engine's own."""
+    if offline.enabled():
+        return "none"
+    return "host" if _on_this_machine(pip, apt) else ""
 
 
 def _on_this_machine(pip: PipSettings, apt: AptSettings) -> bool:

@@ -1,7 +1,8 @@
-"""A wheel with the right name and other bytes than the lock's: which, both digests, and from where.
+"""A wheel or package that is not the lock's, out of a log: which, both digests, and from where.
 
-uv says the first two in its log and not the third: the user's own folders are searched for those
-very bytes, and the indexes that it asked are named where none of them has them.
+uv does not say where a wheel came from: the user's own folders are searched for those very bytes,
+and the indexes that it asked are named where none of them has them. images/apt-install says all of
+it, and which locked versions an archive has dropped.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from edgekiln.digest import digest_file
-from edgekiln.errors import DigestError
+from edgekiln.errors import DigestError, FetchError, KilnError
+from edgekiln.toolchain.debs import refusal
+from edgekiln.toolchain.lock import Deb
 from edgekiln.toolchain.wheels import vendor
 from edgekiln.transfer import shown
 from edgekiln.user.pipconf import PipSettings, pip_settings
@@ -23,12 +26,54 @@ _MISMATCH = re.compile(
     r".*?Computed:.*?sha256:(?P<found>[0-9a-f]{64})",
     re.DOTALL,
 )
+_WRONG = re.compile(
+    r"apt-install: wrong (?P<name>\S+) (?P<version>\S+) (?P<found>[0-9a-f]{64})"
+    r" (?P<locked>[0-9a-f]{64}) ?(?P<place>.*)"
+)
+_GONE = re.compile(
+    r"apt-install: gone (?P<name>\S+) (?P<version>\S+) (?P<locked>[0-9a-f]{64})"
+    r" (?P<place>\S*) ?(?P<now>\S*) ?(?P<found>[0-9a-f]*)"
+)
+_FROZEN = "apt-install: the locked versions cannot be installed"
 _PYPI = "the Python index"
+_ARCHIVE = "the distribution's archive"
 
 
-def swapped(log: Path) -> DigestError | None:
-    """The error for a wheel that uv refused by its digest; None where the log tells of none."""
+def swapped(log: Path) -> KilnError | None:
+    """The error for what was refused by its digest, or is not to be had at its locked version.
+
+    None where the log tells of neither.
+    """
     text = log.read_text(encoding="utf-8", errors="replace")
+    return _wheel(text, log) or _deb(text) or _gone(text)
+
+
+def _deb(text: str) -> DigestError | None:
+    """A package of the right version in other bytes."""
+    told = _WRONG.search(text)
+    if told is None:
+        return None
+    deb = Deb(name=told["name"], version=told["version"], sha256=told["locked"])
+    return refusal(deb, found=told["found"], place=told["place"].strip() or _ARCHIVE)
+
+
+def _gone(text: str) -> FetchError | None:
+    """Packages that an archive no longer has as they were locked, where nothing else will do."""
+    every = list(_GONE.finditer(text)) if _FROZEN in text else []
+    if not every:
+        return None
+    names = ", ".join(dict.fromkeys(f"{each['name']} {each['version']}" for each in every))
+    first = every[0]
+    now = f"{first['now']}, sha256 {first['found']}" if first["now"] else "no such package"
+    return FetchError(
+        f"{first['place'] or _ARCHIVE} no longer has {names}",
+        why=f"of {first['name']} it has {now}; locked is sha256 {first['locked']}",
+        remedy="build without --frozen, from a folder that `kiln toolchains fetch` filled in time, "
+        "or from a snapshot of the archive: EDGEKILN_APT_SNAPSHOT",
+    )
+
+
+def _wheel(text: str, log: Path) -> DigestError | None:
     refused = _MISMATCH.search(text)
     if refused is None:
         return None
