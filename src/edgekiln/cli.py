@@ -19,9 +19,10 @@ from typing import Any
 from edgekiln.backends import list_backends
 from edgekiln.errors import KilnError, UsageError, nearest
 from edgekiln.options import Spec, Value
-from edgekiln.report import Reporter, make_reporter, paint
+from edgekiln.report import Reporter, make_reporter, paint, unless_gone
 
 _INTERRUPTED = 130
+_STOPPED = "stopped; finished stages are kept"
 _THE_USERS_TO_MEND = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -44,7 +45,11 @@ def reporting(
         raise Exit(code=error.exit_code) from None
     except KeyboardInterrupt:
         reporter.close()
-        print("\nstopped; finished stages are kept", file=sys.stderr)
+        if as_json:
+            reporter.say(_STOPPED)
+        else:
+            with unless_gone():
+                print(f"\n{_STOPPED}", file=sys.stderr)
         raise Exit(code=_INTERRUPTED) from None
     except Exception as error:
         # A broken pipe is `| head` having seen enough; who started the command sees to it.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, TextIO
 
 from edgekiln import units
@@ -133,7 +135,7 @@ class QuietReporter:
         pass
 
     def _print(self, text: str, to: TextIO) -> None:
-        with self._guard:
+        with self._guard, unless_gone():
             print(text, file=to, flush=True)
 
 
@@ -216,13 +218,23 @@ class BarReporter(LineReporter):
         return bar
 
     def _print(self, text: str, to: TextIO) -> None:
-        with self._guard:
+        with self._guard, unless_gone():
             if self._bars:
                 from tqdm import tqdm
 
                 tqdm.write(text, file=to)
             else:
                 print(text, file=to, flush=True)
+
+
+@contextmanager
+def unless_gone() -> Iterator[None]:
+    """Print to a terminal that may have been closed: what is cleared away then must still be."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
 
 
 def paint(text: str, code: str) -> str:
