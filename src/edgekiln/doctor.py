@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
-import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +42,7 @@ def usable_memory() -> int:
 
 def available_memory() -> int:
     """Bytes that are free now (Linux), or all there are (elsewhere, where the engine limits)."""
-    if Path("/proc/meminfo").exists():
+    if platform.system() == "Linux":
         from edgekiln.executors.procwatch import available_memory as from_proc
 
         return from_proc()
@@ -53,10 +53,14 @@ def available_memory() -> int:
 
 
 def usable_cpus() -> int:
-    """Cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores this process may keep busy: those it may run on, or the box's quota if that is less."""
+    from edgekiln.boxes.limits import cpu_quota
+
+    allowed = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    quota = cpu_quota()
+    return allowed if quota is None else max(1, min(allowed, int(quota)))
 
 
 def check_memory(need: int, have: int, what: str) -> Check:
@@ -92,15 +96,9 @@ def check_vram(need: int, what: str) -> Check:
 
 def free_vram() -> list[int]:
     """Free bytes of each NVIDIA GPU, as nvidia-smi tells them; nothing where there is none."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return []
-    command = [tool, "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return [int(line) << 20 for line in done.stdout.split() if line.isdigit()]
+    from edgekiln.boxes.gpu import free_memory
+
+    return free_memory()
 
 
 def check_disk(needs: Iterable[tuple[Path, int, str]]) -> list[Check]:
@@ -165,15 +163,16 @@ def _disk(path: Path, need: int, names: list[str]) -> Check:
     return Check(name=f"disk at {path}", found=found, error=error)
 
 
-def refuse_unwritable(place: Path) -> None:
+def refuse_unwritable(place: Path, remedy: str = "give another place with --out") -> None:
     """Raise AccessError where nothing can be put at `place`: now, not after an hour's work."""
     there = existing(place)
-    if not os.access(there, os.W_OK):
-        raise AccessError(
-            f"cannot write {place}",
-            why=f"{there} may not be written by you",
-            remedy="give another place with --out",
-        )
+    if not os.access(there, os.W_OK) or _read_only(there):
+        reason = "is on a read-only disk" if _read_only(there) else "may not be written by you"
+        raise AccessError(f"cannot write {place}", why=f"{there} {reason}", remedy=remedy)
+
+
+def _read_only(there: Path) -> bool:
+    return hasattr(os, "statvfs") and bool(os.statvfs(there).f_flag & os.ST_RDONLY)
 
 
 def existing(path: Path) -> Path:

@@ -178,6 +178,20 @@ class JobError(KilnError):
     kind = "job"
 
 
+class RemoteError(KilnError):
+    """Another machine that cannot be reached, is not the one it should be, or was lost."""
+
+    exit_code = 22
+    kind = "remote"
+
+
+class BoxError(KilnError):
+    """A machine, mostly a rented one, on which what was asked for cannot run."""
+
+    exit_code = 24
+    kind = "box"
+
+
 def nearest(wrong: str, right: Iterable[str]) -> str:
     """A remedy that names the closest of `right`, or lists them all when none is close."""
     known = sorted(right)
