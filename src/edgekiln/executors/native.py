@@ -49,8 +49,10 @@ class NativeExecutor(Processes):
         build_prefix(toolchain, progress)
 
     def drift(self, toolchain: Toolchain) -> list[str]:
-        """Nothing: a prefix holds wheels only, and those are exact."""
-        return []
+        """Nothing: a prefix holds wheels only, and those are exact. An image holds more."""
+        from edgekiln.prefix import here
+
+        return here.drift(toolchain) if here.is_here(toolchain) else []
 
     @contextmanager
     def _laid_out(self, toolchain: Toolchain, run: StageRun) -> Iterator[Launch]:
@@ -69,6 +71,16 @@ def _prefix_python(toolchain: Toolchain) -> Path:
     return prefix_python(toolchain)
 
 
+def _linked_in(toolchain: Toolchain, python: Path) -> Path:
+    """Where the links to kits are made: the prefix, or our own folder where that is an image's."""
+    from edgekiln.home import home
+    from edgekiln.prefix import here
+
+    if not here.is_here(toolchain):
+        return python.parent.parent
+    return home() / "prefixes" / f"{toolchain.name}-{toolchain.installed[:12]}-image"
+
+
 def _layout(toolchain: Toolchain, run: StageRun, python: Path) -> dict[str, str]:
     """Lay out in/ and scratch/ beside out/, and say so in the environment."""
     inputs, scratch = run.work / "in", run.work / "scratch"
@@ -79,7 +91,7 @@ def _layout(toolchain: Toolchain, run: StageRun, python: Path) -> dict[str, str]
     params = run.work / "params.json"
     params.write_text(json.dumps(run.params), encoding="utf-8")
     ways = f"{python.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    kits = str(link_kits(toolchain, python.parent.parent)) if toolchain.kits else ""
+    kits = str(link_kits(toolchain, _linked_in(toolchain, python))) if toolchain.kits else ""
     return {
         **environment(toolchain, run, scripts=str(run.scripts), path=ways, kits=kits),
         "KILN_IN": str(inputs),

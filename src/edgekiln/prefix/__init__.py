@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekiln.calls import call, call_logged, last_words
-from edgekiln.errors import EngineError, ImageError
+from edgekiln.errors import EngineError, ImageError, KilnError
 from edgekiln.faults import with_fault
 from edgekiln.home import home, project
+from edgekiln.prefix import here
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,7 +32,12 @@ _MARKER = "complete"
 
 
 def prefix_path(toolchain: Toolchain) -> Path:
-    """Where the prefix lies: named by the lock and by the installer, as an image's tag is."""
+    """Where the prefix lies: named by the lock and by the installer, as an image's tag is.
+
+    Inside an image of that very toolchain it is the image's own environment.
+    """
+    if here.is_here(toolchain):
+        return here.ROOT
     how = hashlib.sha256()
     for name in ("provision.py", "bytecode.py"):
         how.update(_provision().with_name(name).read_bytes())
@@ -46,6 +52,8 @@ def prefix_python(toolchain: Toolchain) -> Path:
 
 def prefix_ready(toolchain: Toolchain) -> bool:
     """Whether the prefix is whole, and the Python it was made of still there."""
+    if here.is_here(toolchain):
+        return True
     marker = prefix_path(toolchain) / _MARKER
     return marker.is_file() and prefix_python(toolchain).exists()
 
@@ -59,6 +67,8 @@ def build_prefix(toolchain: Toolchain, progress: Progress) -> Path:
     from edgekiln.kits.vendor import told
     from edgekiln.locking import held
 
+    if here.is_here(toolchain):
+        return prefix_python(toolchain)
     refuse_elsewhere()
     path = prefix_path(toolchain)
     lock = home() / "locks" / f"prefix-{path.name}.lock"
@@ -68,8 +78,11 @@ def build_prefix(toolchain: Toolchain, progress: Progress) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 _fill(toolchain, path, progress)
-            except ImageError as error:
-                raise told(error, toolchain) from error
+            except KilnError as error:
+                found = told(error, toolchain) if isinstance(error, ImageError) else error
+                if elsewhere := here.other_image(toolchain):
+                    found.remedy = "; or ".join(filter(None, (found.remedy, elsewhere)))
+                raise found from error
             progress.update(0, None, "verify")
             _verify(toolchain, path)
             (path / _MARKER).write_text(toolchain.installed + "\n", encoding="utf-8")
