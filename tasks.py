@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ _TOOLCHAIN = {"name": "the toolchain, as `kiln toolchains list` names it"}
 
 @task(
     auto_shortflags=False,
+    iterable=["on"],
     help={
         **_COMMON,
         **_PICKLE,
@@ -51,6 +53,8 @@ _TOOLCHAIN = {"name": "the toolchain, as `kiln toolchains list` names it"}
         "dry-run": "show the plan and what it needs; make nothing (a model is still fetched)",
         "force": "start although memory or disk look too small",
         "refresh": "ask the Hub again which commit the model's branch is at",
+        "on": "STAGE=PLACE, several times: run a stage (or all that fit *) on another machine, by its "
+        "name in hosts.yaml or ssh://USER@HOST:PORT; local is this one (docs/remote.md)",
         "detach": "build in a process of its own, which a closed terminal does not end "
         "(docs/jobs.md)",
         **_OFFLINE,
@@ -73,6 +77,7 @@ def build(
     force: bool = False,
     refresh: bool = False,
     trust_pickle: bool = False,
+    on: Sequence[str] | None = None,
     detach: bool = False,
     vendor_dir: str | None = None,
     accept_licence: str | None = None,
@@ -94,6 +99,7 @@ def build(
       kiln build --backend mlc --model Qwen/Qwen2.5-3B-Instruct --quantization q4f16_1 --apk debug
       kiln build --backend mlc --target webgpu --objects-only
       kiln build --backend qnn --detach
+      kiln build --backend qnn --on quantize=autodl
     """
     from edgekiln.build import Settings
     from edgekiln.build import build as run
@@ -119,6 +125,7 @@ def build(
             force=force,
             refresh=refresh,
             trust_pickle=trust_pickle,
+            on=tuple(on or ()),
         )
         if detach:
             from edgekiln.commands.jobs import detach as start

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekiln import doctor, units
 from edgekiln.backends import load_backend
 from edgekiln.backends.base import Backend, Finding, Outputs
+from edgekiln.boxes.profiles import builds
 from edgekiln.bundle import Bundle, find_bundle, write_bundle
 from edgekiln.digest import digest_json
 from edgekiln.errors import KilnError
@@ -32,6 +33,8 @@ from edgekiln.toolchain import Toolchain, load_toolchain
 if TYPE_CHECKING:
     from edgekiln.models import Model
     from edgekiln.recipe import Recipe
+    from edgekiln.remote.elsewhere import Elsewhere
+    from edgekiln.remote.hosts import Host
 
 _BUNDLE_SCHEMA = 2
 
@@ -47,6 +50,7 @@ class Settings:
     force: bool = False
     refresh: bool = False
     trust_pickle: bool = False
+    on: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +63,10 @@ class Pinned:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A recipe whose every part has been looked at: ready to be run or only shown."""
+    """A recipe whose every part has been looked at: ready to be run or only shown.
+
+    `places` has the machines of the stages that are not to run on this one.
+    """
 
     recipe: Recipe
     backend: Backend
@@ -68,6 +75,7 @@ class Job:
     pipeline: Pipeline
     toolchains: Mapping[str, Toolchain]
     place: Path
+    places: Mapping[str, Host] = field(default_factory=dict)
 
     @property
     def model(self) -> Model:
@@ -90,15 +98,13 @@ def prepare(
     backend = load_backend(recipe.backend)
     options = recipe.parsed(backend)
     references = {"model": recipe.model, **backend.models(options)}
-    pinned = pinned or {}
-    models = {
-        role: _model(pinned.get(role) or Pinned(reference=ref), settings, reporter)
-        for role, ref in references.items()
-    }
+    wanted = {role: Pinned(reference=ref) for role, ref in references.items()} | dict(pinned or {})
+    _refuse_box(backend, options, wanted, settings)
+    models = {role: _model(wanted[role], settings, reporter) for role in references}
     pipeline = backend.plan(options, models)
     names = {s.toolchain for s in pipeline.stages}
     toolchains = {n: load_toolchain(n, base=settings.base) for n in sorted(names)}
-    place = settings.out or Path("build") / models["model"].name / backend.variant(options)
+    place = settings.out or builds() / models["model"].name / backend.variant(options)
     return Job(
         recipe=recipe,
         backend=backend,
@@ -107,7 +113,31 @@ def prepare(
         pipeline=pipeline,
         toolchains=toolchains,
         place=place.absolute(),
+        places=_places(pipeline, settings.on),
     )
+
+
+def _refuse_box(
+    backend: Backend, options: Any, wanted: Mapping[str, Pinned], settings: Settings
+) -> None:
+    """Raise what this machine lacks for any model, where one would have to be fetched first."""
+    from edgekiln.models import at_hand
+
+    doctor.refuse_unwritable_home()
+    if settings.force or settings.on or all(at_hand(one.reference) for one in wanted.values()):
+        return
+    from edgekiln.boxes.gate import refuse_before_fetching
+
+    refuse_before_fetching(backend, options, wanted, settings.executor, settings.memory)
+
+
+def _places(pipeline: Pipeline, on: tuple[str, ...]) -> dict[str, Host]:
+    """The machines of the stages that are to run elsewhere."""
+    if not on:
+        return {}
+    from edgekiln.remote.placing import places
+
+    return places(pipeline, on)
 
 
 def _model(wanted: Pinned, settings: Settings, reporter: Reporter) -> Model:
@@ -194,9 +224,20 @@ def dry_run(recipe: Recipe, settings: Settings, reporter: Reporter) -> None:
     with open_store() as store:
         planned = Planner(store, job.toolchains, reporter).plan(job.pipeline)
     reporter.result("plan", [p.stage.name for p in planned], describe_plan(job, planned))
-    for check in examine(job, planned, limits(settings)):
+    if job.places:
+        _show_places(job, reporter)
+    from edgekiln.boxes.gate import likely
+
+    for check in examine(job, planned, limits(settings), likely(settings.executor)):
         text = f"{'ok     ' if check.ok else 'too low'}  {check.name}: {check.found}"
         reporter.result(f"doctor.{check.name}", check.ok, text)
+
+
+def _show_places(job: Job, reporter: Reporter) -> None:
+    from edgekiln.remote.placing import described
+
+    named = {stage: host.name for stage, host in job.places.items()}
+    reporter.result("places", named, f"\n{described(job.places, job.pipeline)}\n")
 
 
 class _Build:
@@ -230,14 +271,18 @@ class _Build:
                 p.stage.name: Done(entry=p.entry, ran=False, seconds=0) for p in planned if p.entry
             }
         allowed = limits(self._settings)
-        executor, why = choose_executor(self._settings.executor)
-        self._reporter.say(f"executor: {executor.describe()}: {why}")
+        here = [p for p in planned if p.stage.name not in self._job.places]
+        executor = self._executor() if any(not p.entry for p in here) else None
+        elsewhere = self._elsewhere(planned)
         try:
-            executor.tidy()
             self._store.sweep()
             if not self._settings.force:
-                _refuse_early(examine(self._job, planned, allowed))
-            _make_ready(self._job, planned, executor, self._reporter)
+                name = executor.name if executor else ""
+                _refuse_early(examine(self._job, planned, allowed, name))
+            places = elsewhere.ready(force=self._settings.force) if elsewhere else {}
+            if executor:
+                executor.tidy()
+                _make_ready(self._job, here, executor, self._reporter)
             runner = Runner(
                 store=self._store,
                 executor=executor,
@@ -245,10 +290,30 @@ class _Build:
                 reporter=self._reporter,
                 limits=allowed,
                 logs=home() / "logs",
+                elsewhere=places,
             )
-            return runner.run(self._job.pipeline, planned)
+            done = runner.run(self._job.pipeline, planned)
+            if elsewhere:
+                elsewhere.tell()
+            return done
         finally:
-            executor.close()
+            if elsewhere:
+                elsewhere.close()
+            if executor:
+                executor.close()
+
+    def _executor(self) -> Executor:
+        executor, why = choose_executor(self._settings.executor)
+        self._reporter.say(f"executor: {executor.describe()}: {why}")
+        return executor
+
+    def _elsewhere(self, planned: list[Planned]) -> Elsewhere | None:
+        if not self._job.places:
+            return None
+        from edgekiln.remote.elsewhere import Elsewhere
+
+        models = self._job.models.values()
+        return Elsewhere(self._job.places, planned, models, self._store.index, self._reporter)
 
     def _bundle(self, done: Mapping[str, Done]) -> Bundle:
         """Judge the findings and write the bundle; a build below its floor leaves none."""
@@ -328,19 +393,27 @@ def _needed(planned: list[Planned]) -> list[Toolchain]:
     return list({p.toolchain.asked: p.toolchain for p in planned if not p.entry}.values())
 
 
-def examine(job: Job, planned: list[Planned], limits: Limits) -> list[doctor.Check]:
-    """What is still to be run, against what this machine has."""
+def examine(job: Job, planned: list[Planned], limits: Limits, executor: str) -> list[doctor.Check]:
+    """What is still to be run, against what this machine has. All outputs come back to it.
+
+    `executor` names the one that would run it here.
+    """
+    from edgekiln.boxes import gate
+
     todo = [p.stage for p in planned if not p.entry]
     if not todo:
         return []
-    hungriest = max(todo, key=lambda s: s.memory)
     store = sum(s.disk for s in todo)
     needs = [(home(), store, "the store"), (job.place, store, "the bundle")]
-    kits = [kit for toolchain in _needed(planned) for kit in toolchain.kits]
-    needs += doctor.room_for_kits(kits)
-    memory = doctor.check_memory(hungriest.memory, limits.memory, f"stage {hungriest.name}")
-    gpus = [doctor.check_vram(s.vram, f"stage {s.name}") for s in todo if s.vram]
-    return [memory, *gpus, *doctor.check_disk(needs), *doctor.tell_kits(kits)]
+    run_here = [p for p in planned if p.stage.name not in job.places]
+    toolchains = _needed(run_here)
+    kits = [kit for toolchain in toolchains for kit in toolchain.kits]
+    needs += [*doctor.room_for_kits(kits), *gate.room(toolchains, executor)]
+    here = sorted((s for s in todo if s.name not in job.places), key=lambda s: -s.memory)
+    memory = [doctor.check_memory(s.memory, limits.memory, f"stage {s.name}") for s in here[:1]]
+    gpus = [doctor.check_vram(s.vram, f"stage {s.name}") for s in here if s.vram]
+    box = [*gate.machine(executor), *gate.native(toolchains, executor)] if run_here else []
+    return [*box, *memory, *gpus, *doctor.check_disk(needs), *doctor.tell_kits(kits)]
 
 
 def _refuse_early(checks: list[doctor.Check]) -> None:

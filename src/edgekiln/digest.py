@@ -136,6 +136,16 @@ class FileIndex:
             known |= self._read(fresh, told)
         return {f.relative: (f.size, known[f.relative] or "") for f in files}
 
+    def known(self) -> Iterator[tuple[str, Path]]:
+        """sha256 and path of every file that was hashed once and has not changed since."""
+        for path, stamp, sha in self._db.execute("SELECT path, stamp, sha256 FROM files"):
+            try:
+                entry = _entry("", Path(path))
+            except AccessError:
+                continue
+            if entry.stamp == stamp:
+                yield str(sha), entry.path
+
     def _known(self, file: FileEntry) -> str | None:
         row = self._db.execute(
             "SELECT sha256 FROM files WHERE path = ? AND stamp = ?",

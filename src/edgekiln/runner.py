@@ -37,6 +37,15 @@ class Limits:
     memory: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where stages run, and what they may use there; "" is this machine."""
+
+    name: str
+    executor: Executor
+    limits: Limits
+
+
 class Runner:
     """Runs the stages of a pipeline that are not finished yet."""
 
@@ -44,15 +53,21 @@ class Runner:
         self,
         *,
         store: Store,
-        executor: Executor,
+        executor: Executor | None,
         planner: Planner,
         reporter: Reporter,
         limits: Limits,
         logs: Path,
+        elsewhere: Mapping[str, Place] | None = None,
     ) -> None:
-        self._store, self._executor, self._planner = store, executor, planner
+        """`elsewhere` has the places of stages, by their names, that do not run on this machine.
+
+        `executor` is for the others; None where there are none.
+        """
+        self._store, self._planner = store, planner
         self._toolchains, self._reporter = planner.toolchains, reporter
-        self._limits, self._logs = limits, logs
+        self._here = Place(name="", executor=executor, limits=limits) if executor else None
+        self._elsewhere, self._logs = dict(elsewhere or {}), logs
         self._stopping = False
 
     def run(self, pipeline: Pipeline, planned: list[Planned]) -> dict[str, Done]:
@@ -77,7 +92,7 @@ class Runner:
                         finished[running.pop(job).name] = job.result()
             except BaseException:
                 self._stopping = True
-                self._executor.cancel()
+                self._cancel()
                 raise
         return {s.name: finished[s.name] for s in pipeline.stages}
 
@@ -87,25 +102,40 @@ class Runner:
         finished: Mapping[str, Done],
         running: Mapping[Future[Done], Stage],
     ) -> list[tuple[Stage, int, bool]]:
-        """Stages whose inputs are there and whose memory still fits beside those running.
+        """Stages whose inputs are there and whose memory still fits beside those running there.
 
         The cores are shared out among all that run now, other builds' stages too: threads that
         spin for a core somebody else has made an export twice as long.
         """
         busy = {s.name for s in running.values()}
-        free = self._limits.memory - sum(s.memory for s in running.values())
         chosen: list[Stage] = []
         for stage in pipeline.stages:
             if stage.name in busy or stage.name in finished or stage.after() - set(finished):
                 continue
-            if stage.memory <= free or not (busy or chosen):
+            place = self._place(stage)
+            beside = [s for s in (*running.values(), *chosen) if self._place(s) is place]
+            free = place.limits.memory - sum(s.memory for s in beside)
+            if stage.memory <= free or not beside:
                 chosen.append(stage)
-                free -= stage.memory
-        if not chosen:
-            return []
-        together = len(running) + len(chosen) + self._store.running_elsewhere()
-        cpus = max(1, self._limits.cpus // together)
-        return [(stage, cpus, together > 1) for stage in chosen]
+        return [(s, *self._share(s, [*running.values(), *chosen])) for s in chosen]
+
+    def _share(self, stage: Stage, together: list[Stage]) -> tuple[int, bool]:
+        """How many cores a stage gets, and whether it has others beside it."""
+        place = self._place(stage)
+        count = sum(1 for s in together if self._place(s) is place)
+        if place is self._here:
+            count += self._store.running_elsewhere()
+        return max(1, place.limits.cpus // count), count > 1
+
+    def _place(self, stage: Stage) -> Place:
+        place = self._elsewhere.get(stage.name, self._here)
+        assert place is not None, f"{stage.name} has no place to run"
+        return place
+
+    def _cancel(self) -> None:
+        places = [*([self._here] if self._here else []), *self._elsewhere.values()]
+        for executor in {id(p.executor): p.executor for p in places}.values():
+            executor.cancel()
 
     def _stage(self, stage: Stage, finished: Mapping[str, Done], cpus: int, beside: bool) -> Done:
         entries = {name: done.entry for name, done in finished.items()}
@@ -124,7 +154,7 @@ class Runner:
     def _make(
         self, stage: Stage, key: str, entries: Mapping[str, Entry], cpus: int, beside: bool
     ) -> Done:
-        began = time.monotonic()
+        began, place = time.monotonic(), self._place(stage)
         work = self._workspace(key)
         seen = _Seen(stage.name, self._reporter.progressed, self._reporter.say)
         log = self._logs / f"{stage.name}-{key[:12]}.log"
@@ -137,14 +167,17 @@ class Runner:
             work=work,
             log=log,
             cpus=cpus,
-            memory=self._limits.memory,
+            memory=place.limits.memory,
             beside_others=beside,
             on_event=seen,
             network=stage.network,
+            key=key,
+            stage=stage,
         )
-        self._reporter.started(stage.name, f"{stage.program} in {stage.toolchain}, {cpus} threads")
+        where = f" on {place.name}" if place.name else f", {cpus} threads"
+        self._reporter.started(stage.name, f"{stage.program} in {stage.toolchain}{where}")
         try:
-            result = self._executor.run(self._toolchains[stage.toolchain], run)
+            result = place.executor.run(self._toolchains[stage.toolchain], run)
             judge(stage, result, run, seen.error, seen.remedy)
             check_outputs(stage, work / "out", log)
             entry = self._store.commit(key, work, self._meta(stage, key, entries, result, seen))
@@ -180,6 +213,7 @@ class Runner:
         result: StageResult,
         seen: _Seen,
     ) -> dict[str, Any]:
+        executor = self._place(stage).executor
         return {
             "stage": stage.name,
             "toolchain": stage.toolchain,
@@ -187,8 +221,8 @@ class Runner:
             "program": stage.program,
             "params": dict(stage.params),
             "inputs": {n: _say(s, entries) for n, s in stage.inputs.items()},
-            "executor": self._executor.name,
-            "drift": self._executor.drift(self._toolchains[stage.toolchain]),
+            "executor": executor.name,
+            "drift": executor.drift(self._toolchains[stage.toolchain]),
             "seconds": round(result.seconds, 3),
             "peak_memory": seen.peak,
         }

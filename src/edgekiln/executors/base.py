@@ -13,6 +13,7 @@ from edgekiln.executors.kills import Killed
 from edgekiln.toolchain import variables
 
 if TYPE_CHECKING:
+    from edgekiln.pipeline import Stage
     from edgekiln.progress import Progress
     from edgekiln.toolchain import Toolchain
 
@@ -27,6 +28,7 @@ class StageRun:
 
     `work` belongs to this run alone and holds an empty folder out/; `log` is where the program's
     own words go; `on_event` is called from the thread that runs the stage. `network` lets it out.
+    `key` and `stage` are for executors that hand the whole stage to another edgekiln.
     """
 
     name: str
@@ -41,6 +43,8 @@ class StageRun:
     beside_others: bool
     on_event: Callable[[Event], None]
     network: bool = False
+    key: str = ""
+    stage: Stage | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
