@@ -968,6 +968,26 @@ def device_profile(
 
 
 @task(
+    positional=["folder"],
+    help={
+        **_DEBUG,
+        "folder": "the bundle's folder, as `kiln build` names it at its end",
+        "to": "add the page to this file, e.g. $GITHUB_STEP_SUMMARY (default: standard output)",
+    },
+    auto_shortflags=False,
+)
+@cli.command
+def summary(c: Context, folder: str, to: str = "") -> None:
+    """Tell a bundle in Markdown: model, figures, stages, options, files. For a CI job's page.
+
+    Example: kiln summary build/smollm2-135m-instruct/mnn
+    """
+    from edgekiln.commands.jobs import summary as run
+
+    run(Path(folder), to=to)
+
+
+@task(
     positional=["log"],
     help={**_COMMON, "log": "a log: a stage's, or of a build made by other means"},
     auto_shortflags=False,
@@ -1131,7 +1151,7 @@ def _group(name: str, *tasks: Task[Any]) -> Collection:
 
 
 namespace = Collection(
-    build, status, logs, wait, cancel, doctor, inspect, explain, sign, test, bench
+    build, status, logs, wait, cancel, summary, doctor, inspect, explain, sign, test, bench
 )
 namespace.add_collection(
     _group(

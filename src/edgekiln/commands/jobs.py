@@ -1,10 +1,11 @@
-"""The commands about builds that go on by themselves: status, logs, wait, cancel."""
+"""The commands about builds in the background, and about what a CI job shows of a build."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekiln import jobs, units
@@ -167,3 +168,14 @@ def cancel(reporter: Reporter, named: str) -> None:
     state = job.state()
     kept = "; finished stages are kept" if state is State.STOPPED else ""
     reporter.result("job", job.id, f"job {job.id} is {state.value}{kept}")
+
+
+def summary(bundle: Path, *, to: str) -> None:
+    """Print a bundle's page, or add it to a file."""
+    from edgekiln.jobsummary import append, page
+
+    text = page(bundle.expanduser())
+    if to:
+        append(text, Path(to).expanduser())
+    else:
+        print(text, end="")
