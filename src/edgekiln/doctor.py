@@ -171,6 +171,15 @@ def refuse_unwritable(place: Path, remedy: str = "give another place with --out"
         raise AccessError(f"cannot write {place}", why=f"{there} {reason}", remedy=remedy)
 
 
+def refuse_unwritable_home() -> None:
+    """Raise AccessError where the cache cannot be written, with the place that could be."""
+    from edgekiln.boxes.profiles import current, data_disk
+
+    place = data_disk(current())
+    better = f"{place}/edgekiln" if place else "a folder on a disk that may be written"
+    refuse_unwritable(home(), remedy=f"set EDGEKILN_HOME to {better}")
+
+
 def _read_only(there: Path) -> bool:
     return hasattr(os, "statvfs") and bool(os.statvfs(there).f_flag & os.ST_RDONLY)
 

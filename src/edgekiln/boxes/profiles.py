@@ -115,6 +115,11 @@ def settle(name: str = "", environ: MutableMapping[str, str] | None = None) -> S
     return _SETTLED[0]
 
 
+def builds() -> Path:
+    """The folder that bundles go into unless another is asked for: EDGEKILN_BUILDS, else build/."""
+    return Path(os.environ.get(BUILDS) or "build").expanduser()
+
+
 def chosen(wanted: str) -> Profile:
     """The profile of a name, or of a file of the user's own. Raises UsageError."""
     if wanted == MACHINE.name:

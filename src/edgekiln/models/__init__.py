@@ -44,6 +44,27 @@ def resolve(
     return inspect(found.path, trust_pickle=trust_pickle, source=found.source, name=name)
 
 
+def at_hand(ref: str) -> bool:
+    """Whether `resolve` takes `ref` from this machine, without asking anybody.
+
+    Raises ModelError where `ref` names nothing.
+    """
+    if _is_path(ref):
+        return True
+    if ref in example_names():
+        from edgekiln.models.example import at_hand as made
+
+        return made(ref)
+    if ref.startswith("example:"):
+        return False
+    remote = _REMOTE.fullmatch(ref)
+    if remote is None:
+        raise _unknown(ref)
+    from edgekiln.models.snapshots import at_hand as fetched
+
+    return fetched(_hub(remote["site"] or "hub"), remote["repo"], remote["revision"])
+
+
 def example_names() -> list[str]:
     """The plain names that stand for a model."""
     from edgekiln.models.example import EXAMPLES

@@ -69,6 +69,11 @@ def example(name: str, *, progress: Progress, refresh: bool = False) -> Snapshot
     return made
 
 
+def at_hand(name: str) -> bool:
+    """Whether `example` finds it here, without asking anybody."""
+    return _recorded(home() / "models" / "example" / name) is not None
+
+
 def packaged(requirement: str, *, progress: Progress) -> tuple[str, Snapshot]:
     """The example that this package carries, by name: never what the Hub has in its stead.
 

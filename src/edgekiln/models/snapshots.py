@@ -105,7 +105,7 @@ def snapshot(
     retries: Sequence[float] | None = None,
 ) -> Snapshot:
     """The files of `repo` at `revision`, fetched unless they are here already."""
-    root = home() / "models" / hub.kind / repo.replace("/", "--")
+    root = _root(hub, repo)
     revision = revision or hub.revision
     if not refresh and (path := _recorded(root, revision)):
         return _snapshot(hub, repo, path)
@@ -118,6 +118,15 @@ def snapshot(
             fetch.into(path, progress, RETRIES if retries is None else retries)
     _record(root, revision, listing.commit)
     return _snapshot(hub, repo, path)
+
+
+def at_hand(hub: Hub, repo: str, revision: str | None) -> bool:
+    """Whether `snapshot` finds that revision here, without asking the hub."""
+    return _recorded(_root(hub, repo), revision or hub.revision) is not None
+
+
+def _root(hub: Hub, repo: str) -> Path:
+    return home() / "models" / hub.kind / repo.replace("/", "--")
 
 
 def _snapshot(hub: Hub, repo: str, path: Path) -> Snapshot:
