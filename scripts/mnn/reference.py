@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import npz
 import texts
 from stagekit import BadInput, Stage, main
 
@@ -42,7 +43,7 @@ def run(stage: Stage) -> None:
             stage.progress(done, steps, unit="texts", what="float model")
     out = stage.output("reference")
     out.mkdir(parents=True)
-    np.savez(out / "logits.npz", prompts=np.stack(rows).astype(np.float32))
+    npz.write(out / "logits.npz", prompts=np.stack(rows).astype(np.float32))
     _write(
         out / "reference.json",
         {

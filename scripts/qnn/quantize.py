@@ -46,6 +46,7 @@ import rotate
 import streams
 from numpy.typing import NDArray
 
+import npz
 from stagekit import BadInput, Stage, main
 
 Floats = NDArray[np.float32]
@@ -443,7 +444,7 @@ class Work:
         quantspec.write_encodings(self.out / "encodings.json", grids, self.parameters)
         logits = {w: np.load(self.out / f".{w}.npy") for w in ("float", "quantised")}
         ids = np.array([self.material.evaluation[0][: self.spec["prefill"]]], np.int32)
-        np.savez(
+        npz.write(
             self.out / "vectors.npz",
             input_ids=ids,
             **{f"logits_{which}": rows for which, rows in logits.items()},

@@ -30,6 +30,8 @@ from edgekiln.locking import held, is_held
 
 _LAYOUT = "v1"
 _USED_AGAIN = 86400.0
+# Modes of what is kept: read only but for the folders, so that a store can be tidied.
+_FOLDER, _PROGRAM, _FILE = 0o755, 0o555, 0o444
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +115,7 @@ class Store:
         full = {**meta, "key": key, "created": int(time.time()), "outputs": outputs}
         try:
             _write_whole(work / "entry.json", json.dumps(full, indent=1, sort_keys=True))
-            _make_read_only(work / "out")
+            _settle_modes(work / "out")
             place.parent.mkdir(parents=True, exist_ok=True)
             if place.exists():  # a damaged one: find() has refused it
                 _remove(place)
@@ -210,11 +212,17 @@ def _write_whole(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _make_read_only(root: Path) -> None:
-    for folder, _, names in os.walk(root):
-        for name in names:
-            path = Path(folder, name)
-            path.chmod(path.stat().st_mode & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
+def _settle_modes(root: Path) -> None:
+    """Files read only, and every mode the same whoever built, under whatever umask.
+
+    A file may be run where its maker could run it; links are left as they are.
+    """
+    root.chmod(_FOLDER)
+    for folder, folders, names in os.walk(root):
+        for path in (Path(folder, name) for name in (*folders, *names)):
+            if not path.is_symlink():
+                runs = stat.S_IXUSR & path.stat().st_mode
+                path.chmod(_FOLDER if path.is_dir() else _PROGRAM if runs else _FILE)
 
 
 def _remove(path: Path) -> None:

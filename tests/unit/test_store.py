@@ -84,6 +84,26 @@ def test_outputs_are_read_only(store: Store) -> None:
     assert not path.stat().st_mode & 0o222
 
 
+@pytest.mark.skipif(os.name != "posix", reason="modes are of POSIX systems")
+@pytest.mark.parametrize("umask", [0o000, 0o027, 0o077])
+def test_modes_do_not_depend_on_the_umask(store: Store, tmp_path: Path, umask: int) -> None:
+    kit = tmp_path / "kit"
+    kit.touch(mode=0o600)
+    before = os.umask(umask)
+    try:
+        work = store.workspace(KEY)
+        (work / "out" / "model" / "bin").mkdir(parents=True)
+        (work / "out" / "model" / "bin" / "run").touch(mode=0o777)
+        (work / "out" / "model" / "weights").write_text("made")
+        (work / "out" / "model" / "linked").symlink_to(kit)
+        out = store.commit(KEY, work, {}).path / "out"
+    finally:
+        os.umask(before)
+    modes = {p.name: p.lstat().st_mode & 0o777 for p in out.rglob("*") if not p.is_symlink()}
+    assert modes == {"model": 0o755, "bin": 0o755, "run": 0o555, "weights": 0o444}
+    assert kit.stat().st_mode & 0o777 == 0o600, "a link's target is not the stage's"
+
+
 def test_sweep_removes_what_a_killed_build_left(store: Store, tmp_path: Path) -> None:
     program = (
         "import sys, time; from pathlib import Path; from edgekiln.store import Store\n"

@@ -33,6 +33,8 @@ _WATCH_SECONDS = 0.25
 # How long the guard may take to end a stage before its whole group is killed.
 _PATIENCE = 10.0
 _GUARD = Path(__file__).with_name("guard.py")
+# As in a container, whatever the caller's: tools write modes into archives.
+_UMASK = 0o022
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +125,7 @@ class Processes:
                 encoding="utf-8",
                 errors="replace",
                 start_new_session=True,
+                umask=_UMASK,
             )
             self._running.add(process)
             return process
