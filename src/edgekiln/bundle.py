@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekiln import __version__
-from edgekiln.digest import FileIndex, cannot_read
+from edgekiln.digest import FileIndex, cannot_read, digest_file
 from edgekiln.errors import AccessError, UsageError
 from edgekiln.store import disk_error
 
@@ -30,6 +30,11 @@ ENVELOPES = "provenance.intoto.jsonl"
 SIGSTORE = "provenance.sigstore.json"
 # What tells of a bundle's files and is none of them.
 BESIDE = (MANIFEST, PROVENANCE, ENVELOPES, SIGSTORE)
+# In the manifest: sha256 of provenance.json, "" where there is none.
+_PROVENANCE = "provenance"
+# The modes of what is in a bundle, whatever the user's umask: they come along in archives, and
+# onto a phone. The bundle's own folder has what the umask gives: private stays private.
+_FOLDER, _FILE = 0o755, 0o644
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +51,15 @@ class Bundle:
 
 
 def find_bundle(place: Path, build_key: str, index: FileIndex) -> Bundle | None:
-    """The bundle at `place`, if it was made by that very build and no file of it has changed."""
+    """The bundle at `place`, if it was made by that very build and is as it was written.
+
+    Its provenance belongs to it: where that is gone or changed, the bundle is made anew.
+    """
     try:
         manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
         if manifest["build_key"] != build_key or manifest["files"] != _describe(place, index):
+            return None
+        if manifest[_PROVENANCE] != _provenance(place):
             return None
     except (OSError, ValueError, KeyError, AccessError):
         return None
@@ -89,13 +99,17 @@ def write_bundle(
         if place.exists():
             shutil.rmtree(place)
         fresh.rename(place)
+        _settle_modes(place)
         # Described in its place, so that the index knows the files where they will be looked for.
         manifest = {**about, "edgekiln": __version__, "files": _describe(place, index)}
         if predicate is not None:
             from edgekiln.provenance import statement
 
             write_json(place / PROVENANCE, statement(manifest["files"], predicate))
+            (place / PROVENANCE).chmod(_FILE)
+        manifest[_PROVENANCE] = _provenance(place)
         write_json(place / f".{MANIFEST}", manifest)
+        (place / f".{MANIFEST}").chmod(_FILE)
         (place / f".{MANIFEST}").replace(place / MANIFEST)
     except OSError as error:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -129,6 +143,21 @@ def write_json(path: Path, value: Any) -> None:
     """JSON as people read it, with a line end at the end."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8", newline="\n")
+
+
+def _provenance(place: Path) -> str:
+    """sha256 (hex) of a bundle's provenance.json; "" where there is none, or a link."""
+    path = place / PROVENANCE
+    return digest_file(path) if is_plain(path) else ""
+
+
+def _settle_modes(place: Path) -> None:
+    # Before the index hears of the files: a change of mode is a change to it.
+    for folder, folders, names in os.walk(place):
+        for name in folders:
+            Path(folder, name).chmod(_FOLDER)
+        for name in names:
+            Path(folder, name).chmod(_FILE)
 
 
 def _copy(source: Path, target: Path) -> None:

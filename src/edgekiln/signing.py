@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -305,7 +306,11 @@ def _hash(curve: ec.EllipticCurve) -> Any:
 
 
 def load_private(path: Path) -> Private:
-    """A key to sign with. Raises UsageError for a file that is none, or of another kind."""
+    """A key to sign with.
+
+    Raises UsageError for a file that is none, or of another kind, and for one that is not
+    encrypted and that others can read: whoever has read it can sign as its owner.
+    """
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -323,8 +328,21 @@ def load_private(path: Path) -> Private:
         remedy = f"give a private key in PEM; if it is one, see that {_PASSWORD} is right"
         raise UsageError(f"{path} is no key to sign with", why=why, remedy=remedy) from None
     if isinstance(key, (ed25519.Ed25519PrivateKey, ec.EllipticCurvePrivateKey)) and _taken(key):
+        if password is None:
+            _refuse_open(path)
         return key
     raise UsageError(f"{path} is a key of a kind that is not taken", remedy=f"give {_KINDS}")
+
+
+def _refuse_open(path: Path) -> None:
+    """Raise UsageError for a key that others can read; Windows has no such modes."""
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if os.name == "posix" and mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise UsageError(
+            f"{path} is a key that others can read",
+            why=f"its mode is {mode:04o}, and it is not encrypted",
+            remedy=f"make it yours alone: chmod 600 {path}; if others had it, make a new one",
+        )
 
 
 def load_public(path: Path) -> Public:

@@ -196,6 +196,15 @@ def test_a_bundle_that_was_changed_since_is_not_pushed(phone: Phone, qnn_bundle:
         send(qnn_bundle)
 
 
+def test_a_file_that_stays_here_tells_of_a_damaged_bundle_too(
+    phone: Phone, qnn_bundle: Path
+) -> None:
+    (qnn_bundle / "README.md").write_text("other")
+    with pytest.raises(DigestError, match=r"README\.md is not the file that was built"):
+        send(qnn_bundle)
+    assert not files(phone)
+
+
 def test_names_with_blanks_quotes_and_umlauts(phone: Phone, tmp_path: Path) -> None:
     names = ["a b.bin", "it's.bin", 'sub dir/"q".bin', "grün/größe.bin", "$HOME.bin", "-n.bin"]
     send(make_qnn(tmp_path, **{name: name.encode() for name in names}))

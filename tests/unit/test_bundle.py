@@ -91,6 +91,46 @@ def test_a_bundle_that_was_touched_is_not_up_to_date(
     assert find_bundle(place, "k1", index) is None
 
 
+@pytest.mark.parametrize("harm", ["change", "remove", "link"])
+def test_a_bundle_without_its_own_provenance_is_not_up_to_date(
+    tmp_path: Path, source: Path, index: FileIndex, harm: str
+) -> None:
+    place = tmp_path / "b"
+    made = write_bundle(place, {"llm.mnn": source}, "", ABOUT, index, predicate={"a": "b"})
+    assert find_bundle(place, "k1", index) == made
+    told = place / "provenance.json"
+    if harm == "link":
+        told.rename(tmp_path / "elsewhere.json")
+        told.symlink_to(tmp_path / "elsewhere.json")
+    elif harm == "remove":
+        told.unlink()
+    else:
+        told.write_text(told.read_text().replace('"b"', '"c"'))
+    assert find_bundle(place, "k1", index) is None
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are of POSIX systems")
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_modes_do_not_depend_on_the_umask(
+    tmp_path: Path, source: Path, index: FileIndex, umask: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        texts = {"notes/one.txt": "eins\n"}
+        files = {"lib/a.tar": source}
+        place = tmp_path / "b"
+        write_bundle(place, files, "", ABOUT, index, texts=texts, predicate={"a": "b"})
+    finally:
+        os.umask(before)
+    modes = {p.relative_to(place).as_posix(): p.stat().st_mode & 0o777 for p in place.rglob("*")}
+    folders = {"lib", "notes"}
+    assert {modes.pop(name) for name in folders} == {0o755}
+    assert set(modes) == {"lib/a.tar", *texts, "README.md", "manifest.json", "provenance.json"}
+    assert set(modes.values()) == {0o644}
+    # What a private umask keeps to oneself stays so.
+    assert place.stat().st_mode & 0o777 == 0o777 & ~umask
+
+
 def test_changing_a_bundle_does_not_change_where_it_came_from(
     tmp_path: Path, source: Path, index: FileIndex
 ) -> None:

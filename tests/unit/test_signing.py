@@ -45,6 +45,7 @@ def key(tmp_path: Path) -> Path:
 def written(key: Any, path: Path) -> Path:
     """A private key and its public half as OpenSSL would write them."""
     pem, plain = form.Encoding.PEM, form.NoEncryption()
+    path.touch(mode=0o600)
     path.write_bytes(key.private_bytes(pem, form.PrivateFormat.PKCS8, plain))
     public = key.public_key().public_bytes(pem, form.PublicFormat.SubjectPublicKeyInfo)
     signing.public_of(path).write_bytes(public)
@@ -324,6 +325,31 @@ def test_keys_of_other_kinds_are_refused(bundle: Path, tmp_path: Path) -> None:
         signing.sign(bundle, tmp_path / "text.pem")
     with pytest.raises(UsageError, match="there is no key"):
         signing.sign(bundle, tmp_path / "none.pem")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are of POSIX systems")
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620])
+def test_a_key_that_others_can_read_signs_nothing(bundle: Path, key: Path, mode: int) -> None:
+    key.chmod(mode)
+    with pytest.raises(UsageError, match="others can read") as caught:
+        signing.sign(bundle, key)
+    assert f"0{mode:o}" in caught.value.why and f"chmod 600 {key}" in caught.value.remedy
+    assert not (bundle / ENVELOPES).exists()
+    key.chmod(0o400)
+    signing.sign(bundle, key)
+
+
+def test_an_encrypted_key_may_lie_in_the_open(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEKILN_KEY_PASSWORD", "behind the clock")
+    path = tmp_path / "locked.pem"
+    public = signing.new_key(path)
+    path.chmod(0o644)
+    signing.sign(bundle, path)
+    assert signing.verify(bundle, public).files == len(
+        json.loads((bundle / MANIFEST).read_text())["files"]
+    )
 
 
 def test_the_commands_make_a_key_sign_and_verify(bundle: Path) -> None:

@@ -124,6 +124,30 @@ def test_nothing_comes_along_unseen(made: Made) -> None:
     assert "it is a link" in found["llm.mnn"].text
 
 
+def test_a_changed_provenance_is_damage_where_the_manifest_knows_it(
+    made: Made, tmp_path: Path
+) -> None:
+    place = made("a")
+    manifest = json.loads((place / "manifest.json").read_text())
+    source = place / "llm.mnn"
+    index = FileIndex(tmp_path / "index.sqlite")
+    told = {"buildDefinition": {}}
+    other = write_bundle(tmp_path / "b", {"llm.mnn": source}, "", manifest, index, predicate=told)
+    provenance = other.path / "provenance.json"
+    text = provenance.read_text()
+    assert damage(whole(other.path)) == []
+    provenance.write_text(text + " ")
+    with pytest.raises(DigestError, match=r"provenance\.json is not the file that was built"):
+        whole(other.path)
+    provenance.unlink()
+    assert ["it is missing" in each.text for each in damage(read_bundle(other.path))] == [True]
+    # A manifest of an older build has no word on it.
+    old = json.loads((other.path / "manifest.json").read_text())
+    del old["provenance"]
+    (other.path / "manifest.json").write_text(json.dumps(old))
+    assert damage(read_bundle(other.path)) == []
+
+
 @pytest.mark.parametrize("files", ["llm.mnn", {"llm.mnn": "0"}, {"llm.mnn": {"size": 1}}])
 def test_a_manifest_whose_files_are_not_described_is_none(made: Made, files: Any) -> None:
     place = made("a")

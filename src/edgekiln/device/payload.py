@@ -140,15 +140,15 @@ def refuse_changed(
 
 
 def read_payload(bundle: Path, index: FileIndex, told: Any = lambda *_: None) -> Payload:
-    """A bundle's files, each compared with its manifest.
+    """A bundle's files, each compared with its manifest, those too that stay here.
 
     Raises DigestError where a file is missing or not what the build made: what is pushed is
-    what was measured.
+    what was measured, out of a bundle that is whole.
     """
     manifest = read_manifest(bundle)
     wanted = {n: f for n, f in manifest["files"].items() if _goes(n)}
     found = index.files(bundle, told)
-    refuse_changed(bundle, wanted, found)
+    refuse_changed(bundle, manifest["files"], found)
     items = tuple(
         Item(
             name=name.removeprefix(_RUNTIME),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekiln.bundle import BESIDE, MANIFEST, Bundle, everything, is_plain
+from edgekiln.bundle import BESIDE, MANIFEST, PROVENANCE, Bundle, everything, is_plain
 from edgekiln.digest import digest_file
 from edgekiln.errors import ArtifactError, DigestError
 
@@ -64,14 +64,18 @@ def _described(files: Mapping[str, Any]) -> bool:
 def damage(bundle: Bundle) -> list[Damage]:
     """Every file that is missing, too many, or other than recorded; all bytes are read.
 
-    Hidden files count, and a link is never the file, whatever it leads to.
+    Hidden files count, and a link is never the file, whatever it leads to. The provenance counts
+    where the manifest knows it: manifests of older builds do not.
     """
-    recorded: Mapping[str, Any] = bundle.manifest["files"]
-    there = {name: path for name, path in everything(bundle.path) if name not in BESIDE}
+    recorded = {n: str(file["sha256"]) for n, file in bundle.manifest["files"].items()}
+    if bundle.manifest.get("provenance"):
+        recorded[PROVENANCE] = str(bundle.manifest["provenance"])
+    beside = set(BESIDE) - recorded.keys()
+    there = {name: path for name, path in everything(bundle.path) if name not in beside}
     found = []
     for name in sorted(recorded.keys() | there.keys()):
         now = _digest(there[name]) if name in there else ""
-        then = str(recorded[name]["sha256"]) if name in recorded else ""
+        then = recorded.get(name, "")
         if now != then:
             found.append(Damage(name=name, found=now, recorded=then))
     return found
