@@ -34,6 +34,7 @@ def main(arguments: Sequence[str]) -> None:
     from invoke.program import Program
 
     from edgekiln import cli
+    from edgekiln.boxes.profiles import settle
     from edgekiln.helping import GROUPED, grouped, plain
 
     class Kiln(Program):
@@ -71,6 +72,11 @@ def main(arguments: Sequence[str]) -> None:
                 cli.show_error(error)
                 raise SystemExit(error.exit_code) from None
 
+    try:
+        settle()
+    except UsageError as error:
+        cli.show_error(error)
+        raise SystemExit(error.exit_code) from None
     program = Kiln(name="kiln", binary="kiln", version=__version__)
     try:
         program.run(["kiln", "--search-root", str(project()), *translate(arguments)])

@@ -244,6 +244,19 @@ def offline(vendor_dir: str | None, accept_licence: str | None) -> None:
         licences.accept_by_option()
 
 
+def profile(reporter: Reporter, name: str | None) -> None:
+    """Let --profile hold for this command, and say what the profile in force has set.
+
+    Raises UsageError for a profile that there is none of.
+    """
+    from edgekiln.boxes import profiles
+
+    chosen = given("profile", name)
+    in_force = profiles.settle(chosen) if chosen else profiles.settled()
+    if told := in_force.told():
+        reporter.say(told)
+
+
 def name_the_nearest() -> None:
     """Teach Invoke's "No idea what '--quant-bits' is!" to say what was probably meant.
 

@@ -53,6 +53,12 @@ def engine_call(
     )
 
 
+def gateway(engine: Engine) -> str:
+    """This machine's address as boxes on the engine's own network see it."""
+    form = "{{range .IPAM.Config}}{{.Gateway}} {{end}}"
+    return _must(engine_call(engine, "network", "inspect", "--format", form, "bridge")).split()[0]
+
+
 def _must(done: subprocess.CompletedProcess[str]) -> str:
     assert done.returncode == 0, f"{done.args}\n{done.stdout}\n{done.stderr}"
     return done.stdout.strip()
@@ -163,7 +169,7 @@ class Box:
         """What the launcher needs to set itself up and build without a network."""
         own = {"EDGEKILN_HOME": home} if home else {}
         if self.wanted.vendor:
-            own |= {"EDGEKILN_VENDOR": VENDOR, "PIP_FIND_LINKS": VENDOR, "PIP_NO_INDEX": "1"}
+            own |= {"EDGEKILN_VENDOR": VENDOR, "PIP_NO_INDEX": "1"}
         return {**own, "TERM": "dumb", **(env or {})}
 
     def copy_in(self, source: Path, target: str, *, user: str = "") -> None:
@@ -220,7 +226,7 @@ def rented(engine: Engine, image: str, wanted: Wanted) -> Iterator[Box]:
         Path(scratch).chmod(0o755)
         empty = Path(scratch, "empty")
         empty.touch(mode=0o644)
-        (empty.parent / "home").mkdir(mode=0o755)
+        (empty.parent / "home" / Path(DATA).name).mkdir(mode=0o755, parents=True)
         started = ["run", "--detach", "--name", name, *wanted.words(empty), image, *_INIT]
         try:
             _must(engine_call(engine, *started))

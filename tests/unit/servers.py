@@ -102,10 +102,12 @@ class Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(site: Site, handler: type[Handler] = Handler) -> Iterator[Site]:
-    """Serve `site` on a free port until the block ends."""
+def serving(
+    site: Site, handler: type[Handler] = Handler, host: str = "127.0.0.1"
+) -> Iterator[Site]:
+    """Serve `site` on a free port until the block ends; `host` is the address to listen on."""
     bound = type("Bound", (handler,), {"site": site})
-    server = Server(("127.0.0.1", 0), bound)
+    server = Server((host, 0), bound)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     site.url = f"http://127.0.0.1:{server.server_address[1]}"

@@ -36,10 +36,10 @@ class Kind:
         """All of it in a line."""
         what = f"a container ({', '.join(self.hints)})" if self.hints else "a machine"
         who = "root" if self.root else "an ordinary user"
-        had = ", ".join(self.capabilities) or "none that matter here"
-        can = {"mounts": self.mounts, "namespaces": self.namespaces}
-        allowed = ", ".join(f"{'may' if yes else 'no'} {name}" for name, yes in can.items())
-        return f"{what}, as {who}; capabilities: {had}; {allowed}"
+        had = f" with {', '.join(self.capabilities)}" if self.capabilities else ""
+        mounts = "may mount" if self.mounts else "may not mount"
+        names = "may make namespaces" if self.namespaces else "may not make namespaces"
+        return f"{what}, as {who}{had}: {mounts}, {names}"
 
 
 def kind() -> Kind:

@@ -18,7 +18,8 @@ _NOT_DISKS = (
     *("devtmpfs", "fusectl", "hugetlbfs", "mqueue", "nsfs", "proc", "pstore", "ramfs"),
     *("securityfs", "squashfs", "sysfs", "tracefs"),
 )
-_SYSTEM = ("/boot", "/dev", "/etc", "/proc", "/run", "/sys", "/usr")
+# Where the system and container engines mount things of their own.
+_SYSTEM = ("/boot", "/dev", "/etc", "/proc", "/run", "/sys", "/usr", "/var/lib")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +56,8 @@ def disks(profile: Profile, mounts: Path = Path("/proc/mounts")) -> list[Disk]:
 
 
 def _mounted(mounts: Path) -> Iterable[tuple[Path, str]]:
-    """(folder, file system) of each mount that may be a disk; home and / where nothing tells."""
-    found = [(Path.home(), ""), (Path("/"), "")]
+    """(folder, file system) of each mount that may be a disk; / and home where nothing tells."""
+    found = [(Path("/"), "")]
     with contextlib.suppress(OSError):
         for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines():
             _, place, kind, *_ = [*line.split(), "", "", ""]
@@ -64,4 +65,5 @@ def _mounted(mounts: Path) -> Iterable[tuple[Path, str]]:
             if kind in _NOT_DISKS or any(path.is_relative_to(name) for name in _SYSTEM):
                 continue
             found.append((path, kind))
+    found.append((Path.home(), ""))
     return [(path, kind) for path, kind in found if path.is_dir()]

@@ -11,7 +11,7 @@ from edgekiln import doctor, units, yamls
 from edgekiln.boxes import fits
 from edgekiln.boxes.profiles import current
 from edgekiln.doctor import Check
-from edgekiln.errors import BoxError, KilnError
+from edgekiln.errors import AccessError, BoxError, KilnError
 from edgekiln.home import home
 
 if TYPE_CHECKING:
@@ -39,11 +39,29 @@ def refuse_before_fetching(
     backend: Backend, options: Any, roles: Iterable[str], executor: str, memory: int | None
 ) -> None:
     """Raise what this machine lacks for any model, however small: before one is asked for."""
-    name = likely(executor)
-    checks = [*machine(name), *_least(backend, options, roles, name, memory)]
-    for check in checks:
+    for check in of_any_model(backend, options, roles, likely(executor), memory):
         if check.error:
             raise check.error
+
+
+def of_any_model(
+    backend: Backend, options: Any, roles: Iterable[str], executor: str, memory: int | None = None
+) -> list[Check]:
+    """What a build needs whatever its model is, against what this machine has.
+
+    `executor` is the name of the one that would run it; `memory` the limit that was asked for.
+    """
+    found = [*writable(), *machine(executor)]
+    return [*found, *_least(backend, options, roles, executor, memory)]
+
+
+def writable() -> list[Check]:
+    """Whether the cache can be written."""
+    try:
+        doctor.refuse_unwritable_home()
+    except AccessError as error:
+        return [Check(name="cache", found=error.why, error=error)]
+    return [Check(name="cache", found=str(home()))]
 
 
 def likely(executor: str) -> str:

@@ -39,12 +39,12 @@ class Proxy:
     """The place's own script that sets a proxy, and when to leave it off."""
 
     script: str
-    off: str
+    when_off: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoGpu:
-    """A start without the GPU: at most `memory` (as `2g`), and what it is good for."""
+    """A start without the GPU: at most `memory` (as `2.5g`), and what it is good for."""
 
     memory: str
     good_for: str
