@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +47,8 @@ class Receiver:
     name: str
     pin: Pin
     progress: Progress
+    # What else to send, asked for at each try: a registry's word is good for minutes only.
+    headers: Callable[[], Mapping[str, str]] = dict
 
     def receive(self) -> None:
         """Receive what is missing; PassingError where a new try may help, else FetchError."""
@@ -81,7 +84,7 @@ class Receiver:
         return size if (pinned or same) and not (self.pin.size and size >= self.pin.size) else 0
 
     def _headers(self, have: int) -> dict[str, str]:
-        headers = {"Accept-Encoding": "identity"}
+        headers = {"Accept-Encoding": "identity", **self.headers()}
         if have:
             headers["Range"] = f"bytes={have}-"
         # Without it a server whose file has changed would send the end of another file.

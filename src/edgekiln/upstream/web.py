@@ -226,7 +226,7 @@ def manifest_digest(image: Reference, named: str) -> str:
     reply = request("HEAD", address, headers=headers)
     reply.close()
     if reply.status_code == 401:
-        headers["Authorization"] = _token(reply.headers.get("WWW-Authenticate", ""))
+        headers["Authorization"] = token(reply.headers.get("WWW-Authenticate", ""))
         reply = request("HEAD", address, headers=headers)
         reply.close()
     if reply.status_code == 404:
@@ -239,18 +239,21 @@ def manifest_digest(image: Reference, named: str) -> str:
     return f"sha256:{hashlib.sha256(body).hexdigest()}"
 
 
-def _token(challenge: str) -> str:
-    """The Authorization for a registry's challenge: a token from where it says."""
+def token(challenge: str, **options: Any) -> str:
+    """The Authorization for a registry's challenge: a token from where it says.
+
+    `options` are for requests: who asks, where .netrc does not say so.
+    """
     told = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
     if not challenge.lower().startswith("bearer") or "realm" not in told:
         raise NotReachedError("the registry wants a password")
     query = {key: told[key] for key in ("service", "scope") if key in told}
-    reply = request("GET", told["realm"], params=query)
+    reply = request("GET", told["realm"], params=query, **options)
     try:
         body = reply.json() if reply.ok else {}
     except ValueError:
         body = {}
-    token = body.get("token") or body.get("access_token")
-    if not token:
+    given = body.get("token") or body.get("access_token")
+    if not given:
         raise NotReachedError(f"the registry gives no token ({reply.status_code})")
-    return f"Bearer {token}"
+    return f"Bearer {given}"

@@ -1,0 +1,1 @@
+"""Images as folders: unpacked on this machine, and run there without an engine."""
