@@ -345,19 +345,91 @@ def images_gc(c: Context, dry_run: bool = False) -> None:
     help={
         **_DEBUG,
         **_TOOLCHAIN,
-        "to": "the tar file to write; `docker load` takes it on another machine",
+        "to": "the folder to write, or one file where it ends in .tar",
+        "o": "the same as --to",
     },
     auto_shortflags=False,
 )
 @cli.command
-def images_export(c: Context, name: str, to: str) -> None:
-    """Write an image to a tar file, and what is in it to a file beside that (.cdx.json).
+def images_export(c: Context, name: str, to: str = "", o: str = "") -> None:
+    """Write an image to files that travel: zstd layers by digest, and a list of what is in it.
 
-    Example: kiln images export mnn --to mnn.tar
+    A copy that was broken off goes on with the files that are missing. `kiln images load` takes it
+    on the other machine, with an engine or without.
+
+    Examples:
+      kiln images export mnn --to mnn.image
+      kiln images export aimet-1.34-cu121 -o aimet.image.tar
     """
-    from edgekiln.commands import images_export as run
+    from edgekiln.commands.images import images_export as run
+    from edgekiln.errors import UsageError
 
-    run(name, Path(to))
+    if not (to or o):
+        raise UsageError("kiln images export needs --to", remedy="name the folder or file to write")
+    run(name, Path(to or o))
+
+
+_ROOTFS = {"rootfs": "lay it out as a folder for --executor rootfs; no engine is needed"}
+
+
+@task(
+    name="load",
+    positional=["path"],
+    help={**_DEBUG, **_ROOTFS, "path": "the folder or the .tar that `kiln images export` wrote"},
+    auto_shortflags=False,
+)
+@cli.command
+def images_load(c: Context, path: str, rootfs: bool = False) -> None:
+    """Put an exported image into the engine, or lay it out as a folder; each file is checked.
+
+    Examples:
+      kiln images load mnn.image
+      kiln images load aimet.image.tar --rootfs
+    """
+    from edgekiln.commands.images import images_load as run
+
+    run(Path(path), rootfs=rootfs)
+
+
+@task(
+    name="pull",
+    positional=["name"],
+    help={
+        **_DEBUG,
+        **_TOOLCHAIN,
+        **_ROOTFS,
+        "from": "HOST/REPOSITORY of a registry (or EDGEKILN_REGISTRY)",
+    },
+    auto_shortflags=False,
+)
+@cli.command
+def images_pull(c: Context, name: str, from_: str = "", rootfs: bool = False) -> None:
+    """Bring an image out of a registry, over plain HTTPS; goes on where it was cut off.
+
+    Examples:
+      kiln images pull mnn --from registry.example/me/edgekiln
+      kiln images pull qnn --from registry.example/me/edgekiln --rootfs
+    """
+    from edgekiln.commands.images import images_pull as run
+
+    run(name, place=from_, rootfs=rootfs)
+
+
+@task(
+    name="push",
+    positional=["name"],
+    help={**_DEBUG, **_TOOLCHAIN, "to": "HOST/REPOSITORY of a registry (or EDGEKILN_REGISTRY)"},
+    auto_shortflags=False,
+)
+@cli.command
+def images_push(c: Context, name: str, to: str = "") -> None:
+    """Send an image to a registry; what is there already is not sent again.
+
+    Example: kiln images push mnn --to registry.example/me/edgekiln
+    """
+    from edgekiln.commands.images import images_push as run
+
+    run(name, place=to)
 
 
 @task(
@@ -1161,6 +1233,9 @@ namespace.add_collection(
         images_verify,
         images_gc,
         images_export,
+        images_load,
+        images_pull,
+        images_push,
         images_sbom,
         images_shell,
     )

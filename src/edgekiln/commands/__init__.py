@@ -154,17 +154,6 @@ def images_gc(*, dry_run: bool) -> None:
     print(f"{'would remove' if dry_run else 'removed'} {len(old)} images; layers are shared")
 
 
-def images_export(name: str, to: Path) -> None:
-    """Write an image to a file."""
-    from edgekiln import images
-    from edgekiln.toolchain import load_toolchain
-
-    with _task(f"export {name}"):
-        images.export(_engine(), load_toolchain(name), to)
-    print(f"{to} ({units.size(to.stat().st_size)})")
-    images_sbom(name, to=to.with_name(f"{to.name}.cdx.json"), executor="docker")
-
-
 def images_sbom(name: str, *, to: Path | None, executor: str) -> None:
     """Write a toolchain's bill of materials to a file, or to standard output."""
     from edgekiln import sbom
@@ -270,7 +259,8 @@ def toolchains_fetch(name: str, *, to: Path, image: bool) -> None:
     bare = len(filled.repositories)
     print(f"{folder}: {len(filled.files)} files ({units.size(size)}), {bare} repositories")
     if image:
-        print(f"{saved} ({units.size(saved.stat().st_size)})")
+        size = sum(path.stat().st_size for path in saved.rglob("*"))
+        print(f"{saved} ({units.size(size)})")
 
 
 def toolchains_lock(name: str, *, check: bool, only: str, to: str) -> None:

@@ -73,6 +73,7 @@ def build(
     builds even if it is there, and takes nothing from the builder's cache. Raises ImageError
     with the builder's own last words and the log's path.
     """
+    from edgekiln.images.exports import loaded
     from edgekiln.kits.vendor import told
     from edgekiln.locking import held
 
@@ -88,41 +89,6 @@ def build(
             remedy = f"kiln images build {toolchain.name} --frozen --fresh, or lock it anew"
             raise ImageError(f"{name} is newer than its lock", why=newer[0], remedy=remedy)
     return name
-
-
-def archive_name(toolchain: Toolchain) -> str:
-    """How the image's file is called in a vendor folder: by its tag, so by all that is in it."""
-    return f"{tag(toolchain).replace('/', '-').replace(':', '-')}.image.tar"
-
-
-def loaded(engine: Engine, toolchain: Toolchain, progress: Progress) -> bool:
-    """Whether the vendor folder has the image, which is then loaded and verified.
-
-    Raises ImageError for a file that is not this toolchain's image, or fails its verify.
-    """
-    from edgekiln.fetch import vendored
-    from edgekiln.kits.firstuse import check_listed
-
-    path = vendored(archive_name(toolchain))
-    if path is None:
-        return False
-    check_listed(path)
-    progress.update(0, None, f"loading {path.name}")
-    _quiet(engine, ["load", "--input", str(path)])
-    found = engine.image(tag(toolchain))
-    labels = ((found or {}).get("Config") or {}).get("Labels") or {}
-    if labels.get("io.edgekiln.toolchain.lock") != f"sha256:{toolchain.installed}":
-        if found:
-            remove(engine, tag(toolchain))
-        why = f"it does not hold {tag(toolchain)} as it is locked"
-        remedy = f"kiln toolchains fetch {toolchain.name} --image --to DIR, with this checkout"
-        raise ImageError(f"{path} is another image", why=why, remedy=remedy)
-    try:
-        verify(engine, tag(toolchain))
-    except ImageError:
-        remove(engine, tag(toolchain))
-        raise
-    return True
 
 
 def _build(
@@ -226,18 +192,6 @@ def list_images(engine: Engine) -> list[dict[str, Any]]:
 def remove(engine: Engine, image: str) -> None:
     """Take an image's tag away; its layers go where no other image has them."""
     _quiet(engine, ["rmi", image])
-
-
-def export(engine: Engine, toolchain: Toolchain, target: Path) -> Path:
-    """Save the image as an archive that `docker load` takes; written whole or not at all."""
-    name = tag(toolchain)
-    if engine.image(name) is None:
-        remedy = f"kiln images build {toolchain.name}"
-        raise ImageError(f"{name} is not built", remedy=remedy)
-    fresh = target.with_name(target.name + ".part")
-    _quiet(engine, ["save", "--output", str(fresh), name])
-    fresh.replace(target)
-    return target
 
 
 def shell_command(

@@ -102,6 +102,7 @@ def export(engine: Engine, toolchain: Toolchain, target: Path, progress: Progres
     _refuse_other(target)
     fresh = target.with_name(f".{target.name}.part-{os.getpid()}")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         with _streamed(engine, name) as stream:
             image = _write(stream, found, name, fresh, progress)
         if target.suffix == ".tar":
@@ -298,3 +299,29 @@ def _add(tar: tarfile.TarFile, name: str, body: bytes) -> None:
     info = tarfile.TarInfo(name)
     info.size = len(body)
     tar.addfile(info, io.BytesIO(body))
+
+
+def loaded(engine: Engine, toolchain: Toolchain, progress: Progress) -> bool:
+    """Whether an export of the image lies here, which is then loaded and verified.
+
+    Raises ImageError for one that is not this toolchain's image, or fails its verify.
+    """
+    source = find(toolchain)
+    if source is None:
+        return False
+    into_engine(engine, toolchain, source, progress)
+    return True
+
+
+def into_engine(engine: Engine, toolchain: Toolchain, source: Layout, progress: Progress) -> None:
+    """Load an export and prove it; what fails its verify does not stay in the engine."""
+    from edgekiln import images
+
+    require(source, toolchain)
+    image = load(engine, source, progress)
+    try:
+        progress.update(0, None, "verify")
+        images.verify(engine, image.tag)
+    except ImageError:
+        images.remove(engine, image.tag)
+        raise

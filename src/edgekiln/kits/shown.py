@@ -95,12 +95,12 @@ def _folder(where: str) -> str:
 def _image(toolchain: Toolchain, engine: Engine | None) -> str:
     """Where the whole image is, if it is anywhere; "" otherwise."""
     from edgekiln import images
-    from edgekiln.fetch import vendored
+    from edgekiln.images import exports
 
     if engine is not None and images.exists(engine, toolchain):
         return _BUILT
-    path = vendored(images.archive_name(toolchain))
-    return str(path) if path else ""
+    found = exports.find(toolchain)
+    return str(found.path) if found else ""
 
 
 def _base(toolchain: Toolchain, where: str) -> Needed:

@@ -79,14 +79,15 @@ def _fill(toolchain: Toolchain, folder: Path, progress: Progress) -> Filled:
 
 
 def save_image(engine: Engine, toolchain: Toolchain, folder: Path, progress: Progress) -> Path:
-    """Put the toolchain's built image beside the rest: base, packages and wheels in one file."""
-    from edgekiln import images
+    """Put the toolchain's built image beside the rest: base, packages and wheels in one folder."""
+    from edgekiln.images import exports
 
-    target = folder / images.archive_name(toolchain)
-    if not target.is_file():
-        progress.update(0, None, f"saving {target.name}")
-        images.export(engine, toolchain, target).chmod(0o644)
-        firstuse.list_in(folder, {target.name: digest_file(target)})
+    target = folder / exports.export_name(toolchain)
+    if not (target / "index.json").is_file():
+        exports.export(engine, toolchain, target, progress)
+        files = sorted(path for path in target.rglob("*") if path.is_file())
+        sums = {path.relative_to(folder).as_posix(): digest_file(path) for path in files}
+        firstuse.list_in(folder, sums)
     return target
 
 

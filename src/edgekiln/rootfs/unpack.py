@@ -51,35 +51,38 @@ def ready(toolchain: Toolchain, progress: Progress) -> Path:
     EDGEKILN_REGISTRY names. Raises ImageError where none has it, DigestError for damaged files,
     DiskError or AccessError for the folder.
     """
-    from edgekiln.locking import held
-
-    path = rootfs_path(toolchain)
-    lock = home() / "locks" / f"rootfs-{path.name}.lock"
-    with held(lock, lambda: progress.note(f"waiting: another edgekiln is unpacking {path.name}")):
-        if not is_ready(toolchain):
-            _make(toolchain, path, progress)
-    return path / _ROOT
-
-
-def _make(toolchain: Toolchain, path: Path, progress: Progress) -> None:
     from edgekiln.images import exports, registry
 
-    pulled = None
+    if is_ready(toolchain):
+        return rootfs_path(toolchain) / _ROOT
     source = exports.find(toolchain)
-    if source is None and registry.named():
-        source = registry.pull(toolchain, registry.named(), progress)
-        pulled = source.path
-    if source is None:
+    if source is not None:
+        return from_export(toolchain, source, progress)
+    if not registry.named():
         name, folder = exports.export_name(toolchain), exports.folder()
         raise ImageError(
             f"the image of {toolchain.name} is not on this machine",
             why=f"no {name} lies in EDGEKILN_VENDOR or {folder}; EDGEKILN_REGISTRY names nothing",
             remedy=f"where an engine is: kiln images export {toolchain.name} --to {name}",
         )
-    exports.require(source, toolchain)
-    unpack(source, path, progress)
-    if pulled:
-        shutil.rmtree(pulled)  # the data disk need not hold it twice
+    source = registry.pull(toolchain, registry.named(), progress)
+    root = from_export(toolchain, source, progress)
+    shutil.rmtree(source.path, ignore_errors=True)  # the data disk need not hold it twice
+    return root
+
+
+def from_export(toolchain: Toolchain, source: Layout, progress: Progress) -> Path:
+    """The root folder of the toolchain's image out of an export. Raises as `ready` does."""
+    from edgekiln.images import exports
+    from edgekiln.locking import held
+
+    path = rootfs_path(toolchain)
+    lock = home() / "locks" / f"rootfs-{path.name}.lock"
+    with held(lock, lambda: progress.note(f"waiting: another edgekiln is unpacking {path.name}")):
+        if not is_ready(toolchain):
+            exports.require(source, toolchain)
+            unpack(source, path, progress)
+    return path / _ROOT
 
 
 def unpack(source: Layout, path: Path, progress: Progress) -> Path:
