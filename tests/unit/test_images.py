@@ -14,6 +14,7 @@ import pytest
 from edgekiln import images
 from edgekiln.errors import EngineError, ImageError
 from edgekiln.home import project
+from edgekiln.images import builder
 from edgekiln.images.base import ReadyBase, _by_digest, _mmdebstrap
 from edgekiln.images.context import _on_this_machine, _secrets, indexes
 from edgekiln.prefix import prefix_path, prefix_ready, refuse_elsewhere
@@ -89,7 +90,7 @@ def test_the_dockerfile_needs_no_registry_for_its_syntax() -> None:
     ],
 )
 def test_a_builders_steps_are_told(line: str, step: tuple[int, int, str] | None) -> None:
-    assert images.step_of(line) == step
+    assert builder.step_of(line) == step
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,7 @@ def test_a_builders_steps_are_told(line: str, step: tuple[int, int, str] | None)
 def test_the_reason_is_the_tools_own_line(tmp_path: Path, text: str, why: str) -> None:
     log = tmp_path / "log"
     log.write_text(text, encoding="utf-8")
-    assert images.reason(log) == why
+    assert builder.reason(log) == why
 
 
 def test_an_image_pinned_with_tag_and_digest_is_pulled_by_digest() -> None:

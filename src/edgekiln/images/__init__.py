@@ -9,16 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from edgekiln.calls import call, call_logged, last_words
+from edgekiln.calls import call, last_words
 from edgekiln.errors import EngineError, ImageError, nearest
-from edgekiln.faults import with_fault
 from edgekiln.home import home, project
 
 if TYPE_CHECKING:
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
     from edgekiln.progress import Progress
     from edgekiln.toolchain import Toolchain
 
-SHARED = ("Dockerfile", "verify", "provision.py", "bytecode.py", "apt-install")
+SHARED = ("Dockerfile", "verify", "provision.py", "bytecode.py", "apt-install", "keystore.py")
 _OWN = ("checks.py",)
 # In every image: PATH, by its Dockerfile, and where kits are mounted.
 PATH = "/opt/edgekiln/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -48,10 +46,16 @@ def recipe_files(toolchain: Toolchain) -> dict[str, Path]:
 
 def tag(toolchain: Toolchain) -> str:
     """edgekiln/NAME:<12 hex of the toolchain's digest>-<8 hex of how it is installed>."""
+    how = recipe_digest(toolchain)
+    return f"edgekiln/{toolchain.name}:{toolchain.installed[:12]}-{how[:8]}"
+
+
+def recipe_digest(toolchain: Toolchain) -> str:
+    """sha256 (hex) of the files of images/ that the toolchain's image is made by."""
     how = hashlib.sha256()
     for part, path in sorted(recipe_files(toolchain).items()):
         how.update(f"{part}\0".encode() + path.read_bytes().replace(b"\r\n", b"\n") + b"\0")
-    return f"edgekiln/{toolchain.name}:{toolchain.installed[:12]}-{how.hexdigest()[:8]}"
+    return how.hexdigest()
 
 
 def exists(engine: Engine, toolchain: Toolchain) -> bool:
@@ -95,27 +99,45 @@ def _build(
     engine: Engine, toolchain: Toolchain, progress: Progress, *, frozen: bool, fresh: bool
 ) -> None:
     from edgekiln.images.base import ensure_base
-    from edgekiln.images.context import staged
 
     base = ensure_base(engine, toolchain.base, progress, frozen=frozen)
     trial = f"edgekiln/{toolchain.name}:trial-{os.getpid()}"
-    log = home() / "logs" / f"image-{toolchain.name}-{os.getpid()}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with staged(toolchain, base, progress, frozen=frozen) as context:
-            words = [*context.arguments(engine), *_labels(toolchain, base), "--tag", trial]
-            words += ["--no-cache"] if fresh else []
-            _call_build(engine, words, context.folder, log, progress)
-        progress.update(0, None, "verify")
-        report = verify(engine, trial)
-        drift = [*base.drift, *report.get("drift", [])]
-        for line in drift:
-            progress.note(f"newer than locked: {line}")
-        if drift:
-            _relabel(engine, trial, {"io.edgekiln.drift": "; ".join(drift)}, log)
+        make(engine, toolchain, base, trial, progress, frozen=frozen, fresh=fresh)
         _quiet(engine, ["tag", trial, tag(toolchain)])
     finally:
         _quiet(engine, ["rmi", trial], check=False)
+
+
+def make(
+    engine: Engine,
+    toolchain: Toolchain,
+    base: ReadyBase,
+    name: str,
+    progress: Progress,
+    *,
+    frozen: bool,
+    fresh: bool,
+) -> list[str]:
+    """Build an image of the toolchain on `base`, called `name`, and verify it; returns its drift.
+
+    Raises ImageError as `build` does; what has been built by then is the caller's to remove.
+    """
+    from edgekiln.images import builder
+    from edgekiln.images.context import staged
+
+    with staged(toolchain, base, progress, frozen=frozen) as context:
+        words = [*context.arguments(engine), *_labels(toolchain, base)]
+        words += ["--no-cache"] if fresh else []
+        builder.build(engine, name, words, context.folder, progress)
+    progress.update(0, None, "verify")
+    report = verify(engine, name)
+    drift = [*base.drift, *report.get("drift", [])]
+    for line in drift:
+        progress.note(f"newer than locked: {line}")
+    if drift:
+        builder.relabel(engine, name, {"io.edgekiln.drift": "; ".join(drift)})
+    return drift
 
 
 def verify(engine: Engine, image: str, kits: Iterable[Kit] = ()) -> dict[str, Any]:
@@ -232,69 +254,6 @@ def _labels(toolchain: Toolchain, base: ReadyBase) -> Iterator[str]:
 def _digest_of(origin: str) -> str:
     last = origin.rpartition("@")[2].rpartition(" ")[2]
     return last if last.startswith("sha256:") else f"sha256:{last}"
-
-
-def _call_build(
-    engine: Engine, words: list[str], context: Path, log: Path, progress: Progress
-) -> None:
-    """Run the builder; its words go to the log, its steps to the user."""
-    from edgekiln.engine.buildcli import build_environment
-
-    def hear(line: str) -> None:
-        if step := step_of(line):
-            progress.update(*step)
-
-    plain = [] if engine.kind == "podman" else ["--progress=plain"]
-    command = [*engine.cli, "build", *plain, *words, str(context)]
-    code = call_logged(command, log, hear, env=build_environment(engine.url))
-    if code:
-        from edgekiln.toolchain.swapped import swapped
-
-        error = ImageError("the image could not be built", why=reason(log), remedy=f"see {log}")
-        raise swapped(log) or with_fault(error, log)
-
-
-def step_of(line: str) -> tuple[int, int, str] | None:
-    """(number, of how many, what) from a builder's line such as `#7 [3/5] RUN …`."""
-    found = re.match(r"(?:#\d+ \[(?:\S+ )?(\d+)/(\d+)\]|STEP (\d+)/(\d+):) ?(.*)", line)
-    if found is None:
-        return None
-    number, count = (int(found[1] or found[3]), int(found[2] or found[4]))
-    what = (
-        "provision.py" if "provision.py" in found[5] else "apt" if "apt-install" in found[5] else ""
-    )
-    return number - 1, count, what or found[5].split(" ")[0]
-
-
-def reason(log: Path) -> str:
-    """The line of a build's log that says why it ended."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8").splitlines()]
-    lines = [line.partition(" ")[2] if line.startswith("#") else line for line in lines]
-    for mark in (
-        "apt-install:",
-        "E: ",
-        "provision:",
-        "error:",
-        "Error: ",
-        "No space left",
-        "ERROR",
-    ):
-        for line in reversed(lines):
-            if mark in line:
-                return line[line.index(mark) :][:300]
-    return (lines or ["the builder said nothing"])[-1][:300]
-
-
-def _relabel(engine: Engine, image: str, labels: Mapping[str, str], log: Path) -> None:
-    """Put labels on a built image: a build of one line, which adds no layer."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory(prefix="edgekiln-label-") as folder:
-        Path(folder, "Dockerfile").write_text(f"FROM {image}\n", encoding="utf-8")
-        words = [word for k, v in labels.items() for word in ("--label", f"{k}={v}")]
-        from edgekiln.progress import Silent
-
-        _call_build(engine, [*words, "--tag", image], Path(folder), log, Silent())
 
 
 def _quiet(engine: Engine, words: list[str], *, check: bool = True) -> None:

@@ -160,7 +160,7 @@ def _run(command: list[str], env: Mapping[str, str], path: Path, progress: Progr
     finally:
         settings.unlink()
     if code:
-        from edgekiln.images import reason
+        from edgekiln.images.builder import reason
         from edgekiln.toolchain.swapped import swapped
 
         error = ImageError("the prefix could not be filled", why=reason(log), remedy=f"see {log}")

@@ -108,6 +108,19 @@ class BaseLock:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageDigests:
+    """What an image of a lock came to when it was built: other builds are held against it."""
+
+    installed: str = field("digest of what the lock installs")
+    recipe: str = field("digest of the files of images/ that it was made by")
+    base: str = field("what it stands on, by digest")
+    content: str = field("sha256 of its names, types, modes, owners, link targets and contents")
+    manifest: str = field(
+        "digest of its manifest, from a builder that fixes times; else not there", default=""
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Lock:
     """toolchains/NAME.lock.json."""
 
@@ -119,7 +132,11 @@ class Lock:
     uv: Wheel
     wheels: tuple[Wheel, ...]
     debs: tuple[Deb, ...] = ()
-    sha256: str = field("digest of all the other lines; see seal()", default="")
+    sha256: str = field("digest of all the lines above; see seal()", default="")
+    images: tuple[ImageDigests, ...] = field(
+        "what images of this lock came to; it pins nothing, so no other digest covers it",
+        default=(),
+    )
 
 
 def digest(lock: Lock | BaseLock, *, extra: str = "") -> str:
@@ -144,6 +161,7 @@ def _pinned(lock: Lock | BaseLock) -> dict[str, Any]:
     body: dict[str, Any] = plain(lock)
     body.pop("definition_sha256")
     body.pop("sha256", None)
+    body.pop("images", None)
     body["definition"].pop("summary")
     for key in ("kits", "checks"):
         body["definition"].pop(key, None)
@@ -191,13 +209,17 @@ def read_lock(cls: type[T], path: Path, *, remedy: str) -> T:
     return read(cls, data, where=path.name)
 
 
+# An image's digests are noted after the lock was made.
+_UNSEALED = ("sha256", "images")
+
+
 def seal(body: Mapping[str, Any]) -> str:
     """sha256 of a lock's lines, less its own: a byte that changed since is found by it.
 
     It is made over the values, so that line ends and spaces do not count. It keeps no one from
     changing a lock on purpose: the repository's history does.
     """
-    text = json.dumps({k: v for k, v in body.items() if k != "sha256"}, sort_keys=True)
+    text = json.dumps({k: v for k, v in body.items() if k not in _UNSEALED}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -215,8 +237,16 @@ def _refuse_changed(data: Any, path: Path, remedy: str) -> None:
 def write_lock(lock: Lock | BaseLock, path: Path) -> None:
     """Write `lock` so that one package is one line: a relock's diff then reads well."""
     body = plain(lock)
+    images = body.pop("images", None)
     body["sha256"] = seal(body)
+    body |= {"images": images} if images else {}
     path.write_text(_lines(body), encoding="utf-8", newline="\n")
+
+
+def carried(held: Lock | None, made: Lock) -> tuple[ImageDigests, ...]:
+    """What an older lock says of images that still hold for a new one: it installs the same."""
+    now = digest(made)
+    return tuple(image for image in (held.images if held else ()) if image.installed == now)
 
 
 def _lines(body: Mapping[str, Any]) -> str:
