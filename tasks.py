@@ -31,6 +31,10 @@ _OFFLINE = {
     "accept-licence": "accept a licence without being asked, e.g. android-sdk; several with "
     "commas (or EDGEKILN_ACCEPT_LICENCES)",
 }
+_PROFILE = {
+    "profile": "the place this machine is rented at: autodl, runpod, vastai, plain, machine, or a "
+    "YAML file of your own (or EDGEKILN_PROFILE; docs/rentals.md)",
+}
 _TOOLCHAIN = {"name": "the toolchain, as `kiln toolchains list` names it"}
 
 
@@ -40,6 +44,7 @@ _TOOLCHAIN = {"name": "the toolchain, as `kiln toolchains list` names it"}
     help={
         **_COMMON,
         **_PICKLE,
+        **_PROFILE,
         "backend": "the runtime to build for: mnn, qnn, mlc. This or --recipe must be given",
         "model": f"{_MODEL} (the last is the default)",
         "recipe": "a ready build: a name from `kiln recipes list` or a YAML file of your own",
@@ -81,6 +86,7 @@ def build(
     detach: bool = False,
     vendor_dir: str | None = None,
     accept_licence: str | None = None,
+    profile: str | None = None,
     quiet: bool = False,
     json: bool = False,
     debug: bool = False,
@@ -108,6 +114,7 @@ def build(
     from edgekiln.units import parse_size
 
     with cli.reporting(quiet=quiet, as_json=json, debug=debug) as reporter:
+        cli.profile(reporter, profile)
         cli.offline(vendor_dir, accept_licence)
         what = make_recipe(
             recipe=cli.given("recipe", recipe),
@@ -218,16 +225,17 @@ def cancel(
 
 @task(
     help={
-        **_DEBUG,
+        **_COMMON,
+        **_PROFILE,
         "backend": "the backend of the build to look at (default: mnn, or the recipe's)",
         "model": f"the model of the build: {_MODEL}",
         "recipe": "look at this recipe's build: a name from `kiln recipes list` or a YAML file",
         "preset": "the build's preset",
+        "executor": "the executor of the build (default: the one it would take)",
         **cli.option_help(options_by_backend()),
     },
     auto_shortflags=False,
 )
-@cli.command
 @cli.with_options(_OPTIONS)
 def doctor(
     c: Context,
@@ -236,24 +244,37 @@ def doctor(
     model: str | None = None,
     recipe: str | None = None,
     preset: str | None = None,
+    executor: str = "auto",
+    profile: str | None = None,
+    quiet: bool = False,
+    json: bool = False,
+    debug: bool = False,
 ) -> None:
-    """Say what a build needs and whether this machine has it. It takes the build's options.
+    """Say what this machine is, what a build needs of it, what is missing and what to do.
+
+    It takes the build's options, fetches nothing, and leaves with what the build would be refused
+    with.
 
     Examples:
       kiln doctor
       kiln doctor --recipe qwen3-1.7b-mnn
       kiln doctor --backend qnn --model ~/models/Qwen3-1.7B --quantizer aimet
+      kiln doctor --backend qnn --executor native --profile autodl --json
     """
-    from edgekiln.commands import doctor as run
+    from edgekiln.commands.boxes import doctor as run
 
-    named = cli.given("recipe", recipe)
-    run(
-        backend=backend or ("" if named else "mnn"),
-        model=cli.given("model", model),
-        recipe=named,
-        preset=cli.given("preset", preset),
-        options=options,
-    )
+    with cli.reporting(quiet=quiet, as_json=json, debug=debug) as reporter:
+        cli.profile(reporter, profile)
+        named = cli.given("recipe", recipe)
+        run(
+            reporter,
+            backend=backend or ("" if named else "mnn"),
+            model=cli.given("model", model),
+            recipe=named,
+            preset=cli.given("preset", preset),
+            executor=executor,
+            options=options,
+        )
 
 
 @task(name="list", help=_DEBUG, auto_shortflags=False)

@@ -8,14 +8,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekiln import units
 from edgekiln.errors import AccessError, EngineError, KilnError, ToolchainError, UsageError
-from edgekiln.home import home, project
+from edgekiln.home import project
 from edgekiln.report import Reporter, Task, make_reporter, table
 
 if TYPE_CHECKING:
@@ -36,32 +36,6 @@ _TESTS_CALL = {
     "aapt": "aapt android-framework-res",
     "apksigner": "apksigner",
 }
-
-
-def doctor(
-    *, backend: str, model: str, recipe: str, preset: str, options: Mapping[str, Any]
-) -> None:
-    """Print what the machine has, then what a build would need of it."""
-    from edgekiln import doctor as checks
-    from edgekiln.build import Settings, dry_run
-    from edgekiln.engine import find_engine
-    from edgekiln.recipe import make_recipe
-
-    print(f"cores    {checks.usable_cpus()}")
-    print(f"memory   {units.size(checks.usable_memory())} usable")
-    print(f"cache    {home()}")
-    engine = find_engine()
-    print(f"engine   {_name(engine) if engine else _one_line_why_not()}")
-    named = make_recipe(
-        recipe=recipe,
-        backend=backend,
-        model=model,
-        preset=preset,
-        options=options,
-    )
-    reporter = make_reporter()
-    dry_run(named, Settings(), reporter)
-    reporter.close()
 
 
 def images_list() -> None:
