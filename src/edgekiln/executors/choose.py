@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edgekiln.errors import EngineError, UsageError, nearest
 from edgekiln.executors.base import Executor
+from edgekiln.prefix.here import image_here
 
 NAMES = ("auto", "docker", "native")
 
@@ -11,12 +12,16 @@ NAMES = ("auto", "docker", "native")
 def choose_executor(wanted: str) -> tuple[Executor, str]:
     """The executor to use and the reason in a few words.
 
-    `auto` is docker where an engine answers, else native. Raises EngineError when the one asked
+    `auto` is native inside an image of ours, whose own stages then run right there; else docker
+    where an engine answers, else native. Raises EngineError when the one asked
     for cannot be had.
     """
     check_executor(wanted)
     if wanted == "native":
         return _native(), "asked for"
+    # Before an engine is looked for: one whose socket is here does not see this container's paths.
+    if wanted == "auto" and (image := image_here()):
+        return _native(), f"this is the image {image}"
     from edgekiln.engine import find_engine, why_not
 
     engine = find_engine()

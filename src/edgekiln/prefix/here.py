@@ -7,7 +7,6 @@ prefix holds, and where a prefix has only the wheels, it has the distribution's 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,19 +25,18 @@ def is_here(toolchain: Toolchain) -> bool:
     return (told.get("name"), told.get("installed")) == (toolchain.name, toolchain.installed)
 
 
-def image_here(toolchains: Iterable[Toolchain]) -> str:
-    """The tag of the image that this is, where it is one of these toolchains'; else ""."""
-    return _marker().get("tag", "") if any(map(is_here, toolchains)) else ""
+def image_here() -> str:
+    """The tag of the image of ours that this process runs in; "" elsewhere."""
+    return _marker().get("tag", "")
 
 
 def other_image(toolchain: Toolchain) -> str:
     """Inside the image of another toolchain: what to run the job in instead; "" elsewhere."""
-    told = _marker()
-    if not told or is_here(toolchain):
+    if not image_here() or is_here(toolchain):
         return ""
     from edgekiln.images import tag
 
-    return f"this is the image {told.get('tag')}; run the job in {tag(toolchain)}"
+    return f"this is the image {image_here()}: run the job in {tag(toolchain)}"
 
 
 def drift(toolchain: Toolchain) -> list[str]:
