@@ -173,10 +173,11 @@ class Box:
         return {**own, "TERM": "dumb", **(env or {})}
 
     def copy_in(self, source: Path, target: str, *, user: str = "") -> None:
-        """Put a file or folder of this machine into the box, owned by `user`."""
+        """Put a file or folder of this machine into the box, owned by `user`; all may read it."""
         _must(engine_call(self.engine, "cp", str(source), f"{self.name}:{target}"))
         who = user or self.wanted.user
         self.must("chown", "-R", f"{who}:{who}", target, user="root")
+        self.must("chmod", "-R", "a+rX", target, user="root")
 
     def copy_out(self, source: str, target: Path) -> Path:
         """Bring a file or folder of the box here."""

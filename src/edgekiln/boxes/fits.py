@@ -9,16 +9,18 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekiln.boxes import release
 from edgekiln.calls import call
-from edgekiln.errors import BoxError
+from edgekiln.errors import BoxError, KilnError
 
 if TYPE_CHECKING:
+    from edgekiln.progress import Progress
     from edgekiln.toolchain import Toolchain
 
 _TAG = re.compile(r"manylinux_(\d+)_(\d+)_")
@@ -120,9 +122,24 @@ def to_rent(toolchain: Toolchain) -> str:
     return told or f"a machine with {base} and Python {toolchain.python}"
 
 
+@contextmanager
+def what_to_rent(toolchain: Toolchain) -> Iterator[None]:
+    """An error about a missing Python, with the box to rent where this one is rented."""
+    from edgekiln.boxes.profiles import current
+
+    try:
+        yield
+    except KilnError as error:
+        if current().rent:
+            error.remedy += f"; or rent {to_rent(toolchain)}"
+        raise
+
+
 def python_here(minor: str) -> str:
     """The path of a Python of that minor version, looked for without a network; "" if none."""
     for folder in os.environ.get("PATH", "").split(os.pathsep):
+        if Path(folder).name == "shims":  # pyenv's: one may be there for a Python that is not
+            continue
         if (path := shutil.which(f"python{minor}", path=folder or None)) is not None:
             return path
     root = Path(os.environ.get("PYENV_ROOT", str(Path.home() / ".pyenv")))
@@ -141,3 +158,33 @@ def missing_packages(toolchain: Toolchain) -> list[str]:
     done = call(["dpkg-query", "--show", "--showformat=${Package} ${Status}\\n", *wanted])
     there = {line.split()[0] for line in done.stdout.splitlines() if line.endswith(" installed")}
     return [name for name in wanted if name not in there]
+
+
+def bring_packages(toolchain: Toolchain, progress: Progress) -> None:
+    """Install what is missing of the distribution, as root in a box; else say that it is missing.
+
+    It is not said to fail: the toolchain's verify decides whether anything is.
+    """
+    from edgekiln import offline
+    from edgekiln.aptrun import can_install, install
+    from edgekiln.boxes.box import container
+
+    absent = missing_packages(toolchain)
+    if not absent:
+        return
+    named = " ".join(absent)
+    if not can_install() or not container() or offline.enabled():
+        progress.note(f"not installed here: {named}")
+        return
+    progress.note(f"installing {named} with apt")
+    try:
+        install(absent)
+    except KilnError as error:
+        progress.note(f"{error.what}: {error.why}")
+
+
+def with_packages(error: KilnError, toolchain: Toolchain) -> KilnError:
+    """A failed verify, with the packages that are missing and most likely the reason."""
+    if absent := missing_packages(toolchain):
+        error.remedy = f"install what it needs of the distribution: apt install {' '.join(absent)}"
+    return error

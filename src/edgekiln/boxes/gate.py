@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekiln import doctor, units, yamls
-from edgekiln.boxes import fits
+from edgekiln.boxes import fits, gpu
 from edgekiln.boxes.profiles import current
 from edgekiln.doctor import Check
 from edgekiln.errors import AccessError, BoxError, KilnError
@@ -88,14 +88,13 @@ def machine(executor: str) -> list[Check]:
 
 def started_without_gpu() -> BoxError | None:
     """The place's start without a GPU, as an error; None for any other machine."""
-    from edgekiln.boxes.gpu import gpus
     from edgekiln.boxes.limits import memory_limit
 
     profile, limit = current(), memory_limit()
     if profile.no_gpu is None or limit is None:
         return None
     most = units.parse_size(profile.no_gpu.memory, where=f"{profile.name}: no_gpu")
-    if limit > most or gpus():
+    if limit > most or gpu.gpus():
         return None
     return BoxError(
         f"this is {profile.summary} started without its GPU",
@@ -107,16 +106,27 @@ def started_without_gpu() -> BoxError | None:
 
 
 def native(toolchains: Iterable[Toolchain], executor: str) -> list[Check]:
-    """Whether the toolchains that are still to be installed fit this machine."""
+    """Whether the toolchains that are still to come fit this machine, and what they lack."""
     if executor != "native":
         return []
     checks = []
     for toolchain in _to_come(toolchains, executor):
-        found = fits.unfit(toolchain)
-        name = f"toolchain {toolchain.name}"
-        if found:
+        if found := fits.unfit(toolchain):
+            name = f"toolchain {toolchain.name}"
             checks.append(Check(name=name, found=found.why, error=found.error()))
+        checks += _to_bring(toolchain)
     return checks
+
+
+def _to_bring(toolchain: Toolchain) -> Iterator[Check]:
+    """What an installation takes from the machine; what is missing there may still be brought."""
+    python = fits.python_here(toolchain.python) or "not here: uv, then apt, is asked for it"
+    yield Check(name=f"Python {toolchain.python}", found=f"{python} (for {toolchain.name})")
+    if absent := fits.missing_packages(toolchain):
+        found = f"{' '.join(absent)} not installed (for {toolchain.name})"
+        yield Check(name="packages", found=found)
+    if wanted := gpu.cuda_of(toolchain.name):
+        yield Check(name=f"CUDA {wanted}", found=gpu.told_of(wanted))
 
 
 def room(toolchains: Iterable[Toolchain], executor: str) -> list[tuple[Path, int, str]]:
@@ -140,11 +150,13 @@ def _sizes() -> Mapping[str, int]:
 
 def _to_come(toolchains: Iterable[Toolchain], executor: str) -> list[Toolchain]:
     from edgekiln.prefix import prefix_ready
+    from edgekiln.rootfs.unpack import is_ready
 
     if executor not in ON_THIS_MACHINE:
         return []
+    ready = is_ready if executor == "rootfs" else prefix_ready
     wanted = {toolchain.name: toolchain for toolchain in toolchains}
-    return [each for each in wanted.values() if not prefix_ready(each)]
+    return [each for each in wanted.values() if not ready(each)]
 
 
 def _least(

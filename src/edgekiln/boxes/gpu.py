@@ -7,6 +7,7 @@ import shutil
 from dataclasses import dataclass
 
 from edgekiln import units
+from edgekiln.boxes.release import version
 from edgekiln.calls import call
 
 _QUERY = "name,memory.total,memory.free,driver_version,compute_cap"
@@ -71,3 +72,13 @@ def cuda_of(name: str) -> str:
     """The CUDA that a toolchain brings, by the wheels' suffix in its name: cu121 → 12.1."""
     found = re.search(r"cu(\d+)(\d)$", name)
     return f"{found[1]}.{found[2]}" if found else ""
+
+
+def told_of(wanted: str) -> str:
+    """What can be said of a CUDA that a toolchain wants, on this machine."""
+    newest = cuda()
+    if not newest:
+        return "no driver here: on the processor only"
+    if (version(newest) or (0, 0)) >= (version(wanted) or (0, 0)):
+        return f"the driver runs it, up to {newest}"
+    return f"the driver runs up to {newest} only: rent a box with a newer one"

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from edgekiln import doctor as checks
 from edgekiln import units
-from edgekiln.boxes import box, disks, fits, gate, gpu, limits, profiles, release
+from edgekiln.boxes import box, disks, gate, gpu, limits, profiles, release
 from edgekiln.doctor import Check
 from edgekiln.home import home
 from edgekiln.report import Reporter
 
 if TYPE_CHECKING:
     from edgekiln.recipe import Recipe
-    from edgekiln.toolchain import Toolchain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,40 +144,7 @@ def _of_this_model(what: Recipe, executor: str, name: str, reporter: Reporter) -
     with build.open_store() as store:
         planned = Planner(store, job.toolchains, reporter).plan(job.pipeline)
     reporter.result("plan", [p.stage.name for p in planned], describe_plan(job, planned))
-    found += _lacking(job.toolchains.values(), name)
     return [*found, *build.examine(job, planned, build.limits(settings), name)]
-
-
-def _lacking(toolchains: Iterable[Toolchain], executor: str) -> Iterator[Check]:
-    """What a native toolchain needs of the distribution, as far as it is cheap to know."""
-    from edgekiln.prefix import prefix_ready
-
-    if executor != "native":
-        return
-    for toolchain in toolchains:
-        if prefix_ready(toolchain):
-            yield Check(name=f"toolchain {toolchain.name}", found="installed")
-            continue
-        python = fits.python_here(toolchain.python)
-        told = python or "not here: uv or apt is asked for it"
-        yield Check(name=f"Python {toolchain.python}", found=f"{told} (for {toolchain.name})")
-        if absent := fits.missing_packages(toolchain):
-            words = f"{' '.join(absent)} not installed (for {toolchain.name})"
-            yield Check(name="packages", found=words)
-        if wanted := gpu.cuda_of(toolchain.name):
-            yield Check(name=f"CUDA {wanted}", found=_runs_cuda(wanted))
-
-
-def _runs_cuda(wanted: str) -> str:
-    newest = gpu.cuda()
-    if not newest:
-        return "no driver here: on the processor only"
-    can = release.version(newest) or (0, 0)
-    return (
-        "the driver runs it"
-        if can >= (release.version(wanted) or (0, 0))
-        else (f"the driver runs up to {newest} only: rent a box with a newer one")
-    )
 
 
 def _tell(found: Iterable[Check], reporter: Reporter) -> None:

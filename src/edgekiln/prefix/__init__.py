@@ -104,6 +104,7 @@ def _provision() -> Path:
 
 
 def _fill(toolchain: Toolchain, path: Path, progress: Progress) -> None:
+    from edgekiln.boxes.fits import bring_packages, what_to_rent
     from edgekiln.images.context import indexes
     from edgekiln.prefix.pythons import find_python
     from edgekiln.toolchain import folder
@@ -122,7 +123,9 @@ def _fill(toolchain: Toolchain, path: Path, progress: Progress) -> None:
     uv = linux_uv(toolchain.lock.uv, pip, progress)
     if pip.cert:
         env["SSL_CERT_FILE"] = pip.cert
-    python = find_python(toolchain.python, uv, env, progress)
+    with what_to_rent(toolchain):
+        python = find_python(toolchain.python, uv, env, progress)
+    bring_packages(toolchain, progress)
     command = [sys.executable, str(_provision()), "--python", python, "--into", str(path)]
     command += ["--lock", str(folder() / f"{toolchain.name}.lock.json"), "--uv", str(uv)]
     command += ["--cache", str(home() / "uv")]
@@ -173,4 +176,7 @@ def _verify(toolchain: Toolchain, path: Path) -> None:
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "UV_", "PIP_"))}
     done = call(command, env=clean)
     if done.returncode:
-        raise ImageError(f"the prefix {path.name} failed its verify", why=last_words(done))
+        from edgekiln.boxes.fits import with_packages
+
+        error = ImageError(f"the prefix {path.name} failed its verify", why=last_words(done))
+        raise with_packages(error, toolchain)

@@ -33,7 +33,7 @@ def find_python(minor: str, uv: Path, env: Mapping[str, str], progress: Progress
         found = shutil.which(f"python{minor}", path="/usr/bin")
         if found and _is(found, minor):
             return found
-    remedy = f"install python{minor} (pyenv install {minor}), or use --executor docker"
+    remedy = f"install python{minor} (pyenv install {minor}), or use --executor docker or rootfs"
     raise ImageError(f"no Python {minor} on this machine", remedy=remedy)
 
 
