@@ -36,6 +36,7 @@ _PROFILE = {
     "YAML file of your own (or EDGEKILN_PROFILE; docs/rentals.md)",
 }
 _TOOLCHAIN = {"name": "the toolchain, as `kiln toolchains list` names it"}
+_REPRO = {"record": "write the image's digests into its lock, for other builds to be held against"}
 
 
 @task(
@@ -58,8 +59,8 @@ _TOOLCHAIN = {"name": "the toolchain, as `kiln toolchains list` names it"}
         "dry-run": "show the plan and what it needs; make nothing (a model is still fetched)",
         "force": "start although memory or disk look too small",
         "refresh": "ask the Hub again which commit the model's branch is at",
-        "on": "STAGE=PLACE, several times: run a stage (or all that fit *) on another machine, by its "
-        "name in hosts.yaml or ssh://USER@HOST:PORT; local is this one (docs/remote.md)",
+        "on": "STAGE=PLACE, several times: run a stage (or all that fit *) on another machine: a "
+        "name of hosts.yaml, or ssh://USER@HOST:PORT; local is this one (docs/remote.md)",
         "detach": "build in a process of its own, which a closed terminal does not end "
         "(docs/jobs.md)",
         **_OFFLINE,
@@ -295,6 +296,8 @@ def images_list(c: Context) -> None:
         "base": "build on another base: debian-12, or any image the engine can have",
         "frozen": "refuse packages of the distribution that are not exactly the locked ones",
         "dry-run": "print every address, digest and size that would be fetched; fetch nothing",
+        "repro": "tell the image's digests and hold them against those in its lock",
+        **_REPRO,
         **_OFFLINE,
     },
     auto_shortflags=False,
@@ -306,6 +309,8 @@ def images_build(
     base: str = "",
     frozen: bool = False,
     dry_run: bool = False,
+    repro: bool = False,
+    record: bool = False,
     vendor_dir: str | None = None,
     accept_licence: str | None = None,
 ) -> None:
@@ -316,6 +321,7 @@ def images_build(
     Examples:
       kiln images build mnn
       kiln images build mnn --dry-run
+      kiln images build mnn --repro
     """
     from edgekiln.commands import images_build as run
     from edgekiln.commands import images_dry_run as show
@@ -323,6 +329,10 @@ def images_build(
     cli.offline(vendor_dir, accept_licence)
     if dry_run:
         show(name, base=base or None)
+    elif repro or record:
+        from edgekiln.commands.repro import images_repro
+
+        images_repro(name, base=base or None, frozen=frozen, record=record)
     else:
         run(name, base=base or None, frozen=frozen)
 
@@ -1156,6 +1166,47 @@ def sign(
 
 
 @task(
+    name="images",
+    positional=["name"],
+    help={
+        **_COMMON,
+        **_TOOLCHAIN,
+        **_REPRO,
+        "base": "build on another base: debian-12, or any image the engine can have",
+        "frozen": "refuse packages of the distribution that are not exactly the locked ones",
+        **_OFFLINE,
+    },
+    auto_shortflags=False,
+)
+def verify_images(
+    c: Context,
+    name: str,
+    base: str = "",
+    frozen: bool = False,
+    record: bool = False,
+    vendor_dir: str | None = None,
+    accept_licence: str | None = None,
+    quiet: bool = False,
+    json: bool = False,
+    debug: bool = False,
+) -> None:
+    """Build an image twice from nothing, its base too, and compare them file by file.
+
+    Nothing comes out of the builder's cache. Leaves with 18 where the two differ, or where the lock
+    has other digests. docs/images-and-locks.md says more.
+
+    Examples:
+      kiln verify images mnn
+      kiln verify images qnn --record
+    """
+    from edgekiln.commands.repro import verify_images as run
+
+    with cli.reporting(quiet=quiet, as_json=json, debug=debug) as reporter:
+        cli.offline(vendor_dir, accept_licence)
+        run(name, reporter, base=base or None, frozen=frozen, record=record)
+
+
+@task(
     name="signature",
     positional=["folder"],
     help={
@@ -1236,6 +1287,45 @@ def bench(c: Context, only: str = "", repeat: int = 5, json: str = "") -> None:
     run(only=only, repeat=repeat, to=Path(json) if json else None)
 
 
+@task(name="list", help=_COMMON, auto_shortflags=False)
+def hosts_list(c: Context, quiet: bool = False, json: bool = False, debug: bool = False) -> None:
+    """List the machines of hosts.yaml, where stages can be sent with --on."""
+    from edgekiln.commands.hosts import hosts_list as run
+
+    with cli.reporting(quiet=quiet, as_json=json, debug=debug) as reporter:
+        run(reporter)
+
+
+@task(
+    name="check",
+    positional=["name"],
+    help={
+        **_COMMON,
+        "name": "the machine: its name in hosts.yaml, or ssh://USER@HOST:PORT",
+        "accept-new": "take its key as right if none is known yet, and remember it",
+    },
+    auto_shortflags=False,
+)
+def hosts_check(
+    c: Context,
+    name: str,
+    accept_new: bool = False,
+    quiet: bool = False,
+    json: bool = False,
+    debug: bool = False,
+) -> None:
+    """Reach a machine, set edgekiln up there, and say what it has.
+
+    Examples:
+      kiln hosts check autodl
+      kiln hosts check ssh://root@connect.example.com:12345 --accept-new
+    """
+    from edgekiln.commands.hosts import hosts_check as run
+
+    with cli.reporting(quiet=quiet, as_json=json, debug=debug) as reporter:
+        run(reporter, name, accept_new=accept_new)
+
+
 def _group(name: str, *tasks: Task[Any]) -> Collection:
     group = Collection(name)
     for each in tasks:
@@ -1279,8 +1369,9 @@ namespace.add_collection(
 )
 namespace.add_collection(_group("store", store_list, store_gc))
 namespace.add_collection(_group("bundle", bundle_lint))
-namespace.add_collection(_group("verify", verify_bundle, verify_signature))
+namespace.add_collection(_group("verify", verify_bundle, verify_images, verify_signature))
 namespace.add_collection(_group("package", package_check))
+namespace.add_collection(_group("hosts", hosts_list, hosts_check))
 namespace.add_collection(_group("engine", engine_up, engine_show, engine_down))
 
 cli.register(namespace.task_names)

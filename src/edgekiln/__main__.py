@@ -11,8 +11,8 @@ from edgekiln.errors import UsageError
 from edgekiln.home import project
 
 _GROUPS = (
-    "bundle", "device", "engine", "images", "models", "package", "recipes", "store", "toolchains",
-    "verify",
+    "bundle", "device", "engine", "hosts", "images", "models", "package", "recipes", "store",
+    "toolchains", "verify",
 )  # fmt: skip
 _HELP = ("help", "--help", "-h")
 # Invoke has no positional argument that may be left out: these are flags to it.

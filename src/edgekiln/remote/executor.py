@@ -49,12 +49,13 @@ class RemoteExecutor:
         say: Callable[[str], None],
         *,
         models: Mapping[Path, str] | None = None,
+        accept_new: bool = False,
     ) -> None:
         self.host, self._index, self._say = host, index, say
         self._models = dict(models or {}) if host.models == "fetch" else {}
         # What a manifest calls it: how stages run there, not which machine it is.
         self.name = "ssh"
-        self.link = Link(host)
+        self.link = Link(host, accept_new=accept_new)
         self._far: Far | None = None
         self.there: dict[str, Any] = {}
         self._ready: dict[str, list[str]] = {}
@@ -77,6 +78,12 @@ class RemoteExecutor:
         self.name = f"ssh:{self.there['executor']}"
 
     @property
+    def home(self) -> str:
+        """EDGEKILN_HOME there."""
+        assert self._far is not None, "connect() comes first"
+        return self._far.home
+
+    @property
     def memory(self) -> int:
         """Bytes that a stage may use there."""
         given = self.host.memory
@@ -87,7 +94,7 @@ class RemoteExecutor:
         return f"{self.there['describe']}, on {self.host.name}"
 
     def examine(self, stages: Sequence[Stage], inputs: Sequence[Path]) -> list[dict[str, Any]]:
-        """What that machine's doctor says of these stages: `name`, `found`, and an `error` or none.
+        """What that machine's doctor says of these stages: `name`, `found`, an `error` or none.
 
         `inputs` lie here and are counted as far as they are still to be sent.
         """
@@ -100,8 +107,13 @@ class RemoteExecutor:
             def work() -> list[dict[str, Any]]:
                 have = line.ask(do="have", files=wanted)["have"]
                 lacking = sum(size - have[sha] for sha, size in wanted.items())
-                memory = self.memory if self.host.memory else None
-                asked = {"stages": told, "bytes": max(lacking, 0), "memory": memory}
+                asked = {
+                    "stages": told,
+                    "toolchains": sorted({stage.toolchain for stage in stages}),
+                    "executor": self.there["executor"],
+                    "bytes": max(lacking, 0),
+                    "memory": self.memory if self.host.memory else None,
+                }
                 return list(line.ask(do="examine", **asked)["checks"])
 
             checks: list[dict[str, Any]] = line.again(work)

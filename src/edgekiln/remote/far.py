@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from edgekiln.locking import held, is_held
 from edgekiln.remote.blobs import Blobs
 from edgekiln.remote.wire import CHUNK, Cut, Wire, told
 from edgekiln.store import Store
+from edgekiln.toolchain import load_toolchain
 
 _BEAT_SECONDS = 10.0
 # Home says nothing while it waits for a stage; in the middle of a file silence is a lost line.
@@ -36,7 +38,10 @@ _LOOK_SECONDS = 0.1
 
 def main() -> None:
     """Answer until home hangs up."""
+    from edgekiln.boxes.profiles import settle
+
     wire = _wire()
+    settle()
     threading.Thread(target=_beat, args=(wire,), daemon=True).start()
     far = _Far(wire)
     with contextlib.suppress(Cut, BrokenPipeError):
@@ -95,11 +100,14 @@ class _Far:
 
     def _look(self, asked: Mapping[str, Any]) -> None:
         """What this machine is, and where its stages would run; makes nothing."""
+        from edgekiln.boxes.profiles import current
         from edgekiln.executors.choose import choose_executor
 
         self._blobs.sweep()
         executor, why = choose_executor(asked["executor"])
         found = {
+            "profile": current().name,
+            "free": shutil.disk_usage(doctor.existing(home())).free,
             "cpus": doctor.usable_cpus(),
             "memory": doctor.usable_memory(),
             "vram": doctor.free_vram(),
@@ -112,15 +120,19 @@ class _Far:
 
     def _examine(self, asked: Mapping[str, Any]) -> None:
         """Each stage that is to run here against what is here; the first that cannot is told."""
-        have = asked["memory"] or doctor.usable_memory()
-        checks = []
+        from edgekiln.boxes import gate
+
+        have, executor = asked["memory"] or doctor.usable_memory(), asked["executor"]
+        toolchains = [load_toolchain(name) for name in asked["toolchains"]]
+        checks = [*gate.writable(), *gate.machine(executor), *gate.native(toolchains, executor)]
         for stage in asked["stages"]:
             what = f"stage {stage['name']}"
             checks.append(doctor.check_memory(stage["memory"], have, what))
             if stage["vram"]:
                 checks.append(doctor.check_vram(stage["vram"], what))
         room = sum(int(stage["disk"]) for stage in asked["stages"]) + asked["bytes"]
-        checks += doctor.check_disk([(home(), room, "inputs and outputs")])
+        needs = [(home(), room, "inputs and outputs"), *gate.room(toolchains, executor)]
+        checks += doctor.check_disk(needs)
         found = [
             {"name": c.name, "found": c.found, "error": told(c.error) if c.error else None}
             for c in checks

@@ -118,6 +118,10 @@ def _checked(host: Host, where: str) -> Host:
     check_executor(host.executor)
     if host.memory:
         parse_size(host.memory, where=f"{where}: memory")
+    if host.profile:
+        from edgekiln.boxes.profiles import chosen
+
+        chosen(host.profile)
     if host.models not in _MODELS:
         raise UsageError(f"{where}: models is {host.models!r}", remedy=nearest("", _MODELS))
     return host

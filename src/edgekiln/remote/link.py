@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
 import socket
 import threading
 from base64 import b64encode
@@ -149,7 +150,7 @@ class Link:
                 f"{self.host.name} cannot be found", why=why, remedy="look at its address"
             ) from error
         except (OSError, EOFError, paramiko.SSHException) as error:
-            raise Cut(str(error) or type(error).__name__) from error
+            raise Cut(_brief(error)) from error
         connection.client.get_transport().set_keepalive(15)
         return connection
 
@@ -228,4 +229,9 @@ def _losses() -> Iterator[None]:
         yield
     except (OSError, EOFError, paramiko.SSHException) as error:  # TimeoutError is an OSError
         silent = isinstance(error, TimeoutError) and not str(error)
-        raise Cut("nothing comes from there" if silent else str(error) or "it is gone") from error
+        raise Cut("nothing comes from there" if silent else _brief(error)) from error
+
+
+def _brief(error: Exception) -> str:
+    """What an exception says, without its number."""
+    return re.sub(r"^\[Errno \w+\] ", "", str(error)) or type(error).__name__

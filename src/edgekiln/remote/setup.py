@@ -44,24 +44,39 @@ def set_up(link: Link, packed: Packed, progress: Progress) -> Far:
 
 
 def _home(link: Link) -> str:
-    """Where edgekiln keeps things over there."""
-    if link.host.home.startswith("/"):
-        return link.host.home.rstrip("/")
-    if link.host.home:
+    """Where edgekiln keeps things over there: as told, else where its profile says."""
+    given = link.host.home
+    if given and not given.startswith("/"):
         raise RemoteError(
-            f"hosts.yaml: home of {link.host.name} is {link.host.home!r}",
+            f"hosts.yaml: home of {link.host.name} is {given!r}",
             remedy="give a path from the root, e.g. /root/autodl-tmp/edgekiln",
         )
-    said = link.run('uname -sm && printf "%s\\n" "${XDG_CACHE_HOME:-$HOME/.cache}"')
-    lines = said.out.split("\n")
-    kinds = [line for line in lines if line in ("Linux x86_64", "Linux amd64")]
-    if said.code or not kinds:
+    said = link.run(_probe(link.host))
+    told = [line.partition(" ") for line in said.out.splitlines()]
+    found = {first: rest for first, _, rest in reversed(told)}  # the first of each counts
+    if said.code or found.get("kind") not in ("Linux x86_64", "Linux amd64"):
         raise RemoteError(
             f"stages cannot run on {link.host.name}",
             why=f"the toolchains are for Linux on x86-64; it says {said.out.strip()[:80]!r}",
             remedy="take a machine with Linux on x86-64",
         )
-    return f"{lines[lines.index(kinds[0]) + 1]}/edgekiln"
+    return given.rstrip("/") or f"{found.get('data') or found['cache']}/edgekiln"
+
+
+def _probe(host: Host) -> str:
+    """Words for a shell that tell the system, the folder for caches, and a profile's data disk."""
+    from edgekiln.boxes.profiles import chosen, profiles
+
+    script = 'echo "kind $(uname -sm)"; echo "cache ${XDG_CACHE_HOME:-$HOME/.cache}"\n'
+    named = [chosen(host.profile)] if host.profile else list(profiles().values())
+    for profile in named:
+        files = " -o ".join(f"-e {_q(file)}" for file in profile.recognised.files)
+        told = "true" if host.profile else f"[ {files} ]" if files else "false"
+        for place in profile.data:
+            script += (
+                f"{told} && [ -d {_q(place)} -a -w {_q(place)} ] && echo {_q(f'data {place}')}\n"
+            )
+    return f"{script}true"
 
 
 def _variables(host: Host, home: str) -> dict[str, str]:
