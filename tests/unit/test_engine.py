@@ -168,6 +168,15 @@ def test_a_cli_without_buildx_that_comes_first_is_passed_over(
     assert f"{first} is 28.2.2 without buildx" in caught.value.why
 
 
+def test_a_folder_of_path_that_cannot_be_looked_into_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As another user's own bin is, where `su` has kept root's PATH."""
+    docker = program(tmp_path / "docker", "echo 20.10.24")
+    monkeypatch.setenv("PATH", os.pathsep.join(["/" + "x" * 300, str(docker.parent)]))
+    assert build_cli("docker", "unix:///none") == (str(docker),)
+
+
 def test_podman_builds_with_podman(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(program(tmp_path / "podman", "true").parent))
     assert build_cli("podman", "unix:///none") == (str(tmp_path / "podman"),)

@@ -58,7 +58,8 @@ def _on_path(name: str) -> Iterator[str]:
     for folder in os.environ.get("PATH", "").split(os.pathsep):
         for suffix in ("", ".exe") if os.name == "nt" else ("",):
             path = Path(folder or ".", name + suffix)
-            if path.is_file() and os.access(path, os.X_OK) and path.resolve() not in seen:
+            # access first: of a folder that is closed to this user it says no, is_file raises.
+            if os.access(path, os.X_OK) and path.is_file() and path.resolve() not in seen:
                 seen.add(path.resolve())
                 yield str(path)
 
