@@ -194,10 +194,18 @@ def told_of(kits: Iterable[Kit]) -> str:
 
 def drift(engine: Engine, toolchain: Toolchain) -> list[str]:
     """What of the built image is newer than its lock, as its label says; for manifests."""
-    found = engine.image(tag(toolchain))
-    labels = ((found or {}).get("Config") or {}).get("Labels") or {}
-    said = labels.get("io.edgekiln.drift", "")
+    said = _label(engine, tag(toolchain), "io.edgekiln.drift")
     return said.split("; ") if said else []
+
+
+def origin(engine: Engine, image: str) -> str:
+    """What an image of ours stands on, by digest, as its label says."""
+    return _label(engine, image, "io.edgekiln.images.base")
+
+
+def _label(engine: Engine, image: str, name: str) -> str:
+    labels = ((engine.image(image) or {}).get("Config") or {}).get("Labels") or {}
+    return str(labels.get(name, ""))
 
 
 def list_images(engine: Engine) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from edgekiln.calls import call, last_words
 from edgekiln.engine.buildcli import build_environment
 from edgekiln.errors import ImageError
 from edgekiln.home import home
+from edgekiln.images import basearchive
 from edgekiln.progress import Progress
 from edgekiln.toolchain import Base, folder
 from edgekiln.toolchain.lock import BaseDefinition, BaseLock, Deb
@@ -78,16 +79,28 @@ def ensure_base(engine: Engine, base: Base, progress: Progress, *, frozen: bool)
     if kept.is_file() and engine.image(reference):
         known = json.loads(kept.read_bytes())
         return _checked(ReadyBase(**{**known, "drift": tuple(known["drift"])}), frozen)
-    pinned = lock.definition.image
-    if _pull(engine, _by_digest(pinned), progress):
-        _tag(engine, _by_digest(pinned), reference)
-        ready = ReadyBase(reference=reference, origin=_by_digest(pinned), sources="")
-    else:
-        progress.note(f"no registry answers: making {lock.definition.summary} from its packages")
-        ready = _from_packages(engine, base, lock, reference, progress)
+    ready = _ready(engine, base, lock, reference, progress)
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps(vars(ready)), encoding="utf-8")
     return _checked(ready, frozen)
+
+
+def once_more(engine: Engine, base: Base, reference: str, progress: Progress) -> ReadyBase:
+    """The base under another name, made anew where it is made of packages; for comparing."""
+    if base.lock is None:
+        return _given(engine, base.given, progress)
+    return _ready(engine, base, base.lock, reference, progress)
+
+
+def _ready(
+    engine: Engine, base: Base, lock: BaseLock, reference: str, progress: Progress
+) -> ReadyBase:
+    pinned = lock.definition.image
+    if _pull(engine, _by_digest(pinned), progress):
+        _tag(engine, _by_digest(pinned), reference)
+        return ReadyBase(reference=reference, origin=_by_digest(pinned), sources="")
+    progress.note(f"no registry answers: making {lock.definition.summary} from its packages")
+    return _from_packages(engine, base, lock, reference, progress)
 
 
 def apt_for(base: Base, ready: ReadyBase) -> AptSettings:
@@ -163,13 +176,16 @@ def _from_packages(
 ) -> ReadyBase:
     with tempfile.TemporaryDirectory(prefix="edgekiln-base-") as scratch:
         made = bootstrap(lock.definition, Path(scratch), progress)
-        command = [*engine.cli, "import", "--change", 'CMD ["bash"]', str(made.tar), reference]
+        archive = Path(scratch) / "image.tar"
+        origin = f"mmdebstrap {lock.definition.release} {base.digest}"
+        basearchive.write(made.tar, reference, origin, archive, epoch=EPOCH)
+        command = [*engine.cli, "load", "--quiet", "--input", str(archive)]
         done = call(command, env=build_environment(engine.url))
         if done.returncode:
             raise ImageError("the engine did not take the base", why=last_words(done))
     return ReadyBase(
         reference=reference,
-        origin=f"mmdebstrap {lock.definition.release} {base.digest}",
+        origin=origin,
         sources=made.sources,
         drift=tuple(drift_of(lock.debs, made.debs)),
     )
