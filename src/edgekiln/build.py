@@ -303,7 +303,7 @@ class _Build:
                 executor.close()
 
     def _executor(self) -> Executor:
-        executor, why = choose_executor(self._settings.executor)
+        executor, why = choose_executor(self._settings.executor, self._job.toolchains.values())
         self._reporter.say(f"executor: {executor.describe()}: {why}")
         return executor
 
