@@ -103,7 +103,7 @@ def export(engine: Engine, toolchain: Toolchain, target: Path, progress: Progres
     fresh = target.with_name(f".{target.name}.part-{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _streamed(engine, name) as stream:
+        with streamed(engine, name) as stream:
             image = _write(stream, found, name, fresh, progress)
         if target.suffix == ".tar":
             _pack(fresh, image, progress)
@@ -133,7 +133,7 @@ def _refuse_other(target: Path) -> None:
 
 
 @contextmanager
-def _streamed(engine: Engine, name: str) -> Iterator[IO[bytes]]:
+def streamed(engine: Engine, name: str) -> Iterator[IO[bytes]]:
     """A container's whole file system, as a tar; the container never runs."""
     from edgekiln.calls import call, last_words
     from edgekiln.engine.buildcli import build_environment

@@ -27,7 +27,8 @@ _CUTS = 32  # of 256 folders so many may begin a new layer
 _HOSTS = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 # Engines mount their own over these. A root file system without an engine needs the first.
 _OVERLAID = {"etc/hosts": _HOSTS, "etc/hostname": b"edgekiln\n", "etc/resolv.conf": b""}
-_ENGINES_OWN = (".dockerenv", "run/.containerenv")
+# Made for each container; the last two are where a build had its context and its secrets.
+_ENGINES_OWN = (".dockerenv", "run/.containerenv", "etc/mtab", "run/kiln", "run/secrets")
 _EMPTY = ("dev", "proc", "sys")
 # Settled by provision.py, but for what the Dockerfile copies beside it.
 _OURS = "opt/edgekiln/"
