@@ -9,18 +9,23 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgekiln import offline
 from edgekiln.calls import call, last_words
 from edgekiln.engine.buildcli import build_environment
 from edgekiln.errors import ImageError
 from edgekiln.home import home
 from edgekiln.images import basearchive
+from edgekiln.images.localrepo import lay_out
 from edgekiln.progress import Progress
 from edgekiln.toolchain import Base, folder
+from edgekiln.toolchain.debs import refusal
 from edgekiln.toolchain.lock import BaseDefinition, BaseLock, Deb
+from edgekiln.transfer import shown
 from edgekiln.user.aptconf import AptSettings, apt_settings
 from edgekiln.user.pipconf import pip_settings
 
@@ -44,8 +49,10 @@ _SLIM = [
     "path-exclude=/usr/share/groff/*",
     "path-exclude=/usr/share/lintian/*",
 ]
-# mmdebstrap copies this machine's resolver and host name, and writes its mirrors and options.
+# mmdebstrap copies this machine's resolver and host name, and writes its mirrors and options. apt's
+# extended_states says which packages nobody asked for by name: made of a folder, all are asked for.
 _LEFTOVERS = [
+    "var/lib/apt/extended_states",
     "etc/resolv.conf",
     "etc/hostname",
     "etc/machine-id",
@@ -74,7 +81,7 @@ def ensure_base(engine: Engine, base: Base, progress: Progress, *, frozen: bool)
     """Have the base in the engine: already there, pulled by digest, or made with mmdebstrap."""
     if base.lock is None:
         return _given(engine, base.given, progress)
-    lock, kept = base.lock, home() / "bases" / f"{base.name}-{base.digest[:12]}.json"
+    lock, kept = base.lock, kept_file(base)
     reference = f"edgekiln/base-{base.name}:{base.digest[:12]}"
     if kept.is_file() and engine.image(reference):
         known = json.loads(kept.read_bytes())
@@ -92,15 +99,26 @@ def once_more(engine: Engine, base: Base, reference: str, progress: Progress) ->
     return _ready(engine, base, base.lock, reference, progress)
 
 
+def kept_file(base: Base) -> Path:
+    """Where it is written down how the engine's base came about."""
+    return home() / "bases" / f"{base.name}-{base.digest[:12]}.json"
+
+
 def _ready(
     engine: Engine, base: Base, lock: BaseLock, reference: str, progress: Progress
 ) -> ReadyBase:
+    """The base out of the vendor folder, from its registry, or made of the release's packages."""
+    from edgekiln.images import vendoredbase
+
     pinned = lock.definition.image
-    if _pull(engine, _by_digest(pinned), progress):
+    if made := vendoredbase.from_folder(engine, base, lock, reference, progress):
+        return made
+    if not offline.enabled() and _pull(engine, _by_digest(pinned), progress):
         _tag(engine, _by_digest(pinned), reference)
         return ReadyBase(reference=reference, origin=_by_digest(pinned), sources="")
+    vendoredbase.refuse_offline(base, lock)
     progress.note(f"no registry answers: making {lock.definition.summary} from its packages")
-    return _from_packages(engine, base, lock, reference, progress)
+    return from_packages(engine, base, lock, reference, progress)
 
 
 def apt_for(base: Base, ready: ReadyBase) -> AptSettings:
@@ -123,7 +141,7 @@ def _checked(ready: ReadyBase, frozen: bool) -> ReadyBase:
 
 def _given(engine: Engine, reference: str, progress: Progress) -> ReadyBase:
     found = engine.image(reference)
-    if found is None and _pull(engine, reference, progress):
+    if found is None and not offline.enabled() and _pull(engine, reference, progress):
         found = engine.image(reference)
     if found is None:
         remedy = "load or pull it first, or check its name"
@@ -171,11 +189,22 @@ def _tag(engine: Engine, source: str, target: str) -> None:
         raise ImageError(f"{source} cannot be tagged", why=last_words(done))
 
 
-def _from_packages(
-    engine: Engine, base: Base, lock: BaseLock, reference: str, progress: Progress
+def from_packages(
+    engine: Engine,
+    base: Base,
+    lock: BaseLock,
+    reference: str,
+    progress: Progress,
+    *,
+    debs: Mapping[str, Path] | None = None,
 ) -> ReadyBase:
+    """Make the base with mmdebstrap: of the files in `debs`, else of what the archive has now.
+
+    Raises DigestError where the archive has a locked version in other bytes.
+    """
     with tempfile.TemporaryDirectory(prefix="edgekiln-base-") as scratch:
-        made = bootstrap(lock.definition, Path(scratch), progress)
+        made = bootstrap(lock.definition, Path(scratch), progress, debs)
+        _refuse_other_bytes(lock.debs, made)
         archive = Path(scratch) / "image.tar"
         origin = f"mmdebstrap {lock.definition.release} {base.digest}"
         basearchive.write(made.tar, reference, origin, archive, epoch=EPOCH)
@@ -189,6 +218,23 @@ def _from_packages(
         sources=made.sources,
         drift=tuple(drift_of(lock.debs, made.debs)),
     )
+
+
+def _refuse_other_bytes(locked: tuple[Deb, ...], made: Bootstrapped) -> None:
+    """Raise DigestError for a package at its locked version that is not the locked file."""
+    wanted = {(deb.name, deb.version): deb for deb in locked}
+    for deb in made.debs:
+        pinned = wanted.get((deb.name, deb.version))
+        if pinned is not None and pinned.sha256 != deb.sha256:
+            place = archives_in(made.sources) or "the distribution's archive"
+            raise refusal(pinned, found=deb.sha256, place=place)
+
+
+def archives_in(sources: str) -> str:
+    """The archives that one-line entries name, for people: without passwords."""
+    words = (line.split() for line in sources.splitlines())
+    found = (next((w for w in line if "://" in w or w.startswith("file:")), "") for line in words)
+    return ", ".join(dict.fromkeys(shown(each) for each in found if each))
 
 
 def drift_of(locked: tuple[Deb, ...], found: tuple[Deb, ...]) -> list[str]:
@@ -213,12 +259,27 @@ class Bootstrapped:
     sources: str
 
 
-def bootstrap(what: BaseDefinition, scratch: Path, progress: Progress) -> Bootstrapped:
-    """Make a release's smallest system with mmdebstrap; the same packages give the same bytes."""
-    _need_mmdebstrap(progress)
+def bootstrap(
+    what: BaseDefinition,
+    scratch: Path,
+    progress: Progress,
+    debs: Mapping[str, Path] | None = None,
+) -> Bootstrapped:
+    """Make a release's smallest system with mmdebstrap; the same packages give the same bytes.
+
+    `debs` are the files to make it of; without them the archive is asked.
+    """
+    need_mmdebstrap(progress)
     pip = pip_settings()
     apt = apt_settings(what.distribution, what.release, pip.proxies, pip.cert)
+    archive = ""
+    if debs is not None:
+        archive = _archive_of(what, scratch, apt)
+        apt = AptSettings(sources=lay_out(debs, scratch / "archive", what.release))
     command = _mmdebstrap(what, scratch, apt)
+    if debs is not None:
+        # All of them by name: which are "required" is said by an archive, not by the files.
+        command.insert(1, f"--include={','.join(sorted(debs))}")
     progress.update(0, None, f"mmdebstrap {what.release}")
     env = {**os.environ, "SOURCE_DATE_EPOCH": str(EPOCH), "TMPDIR": str(scratch)}
     done = call(command, env=env, input=apt.sources)
@@ -228,8 +289,22 @@ def bootstrap(what: BaseDefinition, scratch: Path, progress: Progress) -> Bootst
     return Bootstrapped(
         tar=scratch / "base.tar",
         debs=tuple(parse_records((scratch / "debs").read_text(encoding="utf-8"))),
-        sources=(scratch / "sources").read_text(encoding="utf-8"),
+        sources=archive or (scratch / "sources").read_text(encoding="utf-8"),
     )
+
+
+def _archive_of(what: BaseDefinition, scratch: Path, apt: AptSettings) -> str:
+    """apt's entries for a base that is made of a folder: the user's, else those mmdebstrap knows.
+
+    It is asked for nothing else: the hook ends it before it asks any network.
+    """
+    hook = f'--setup-hook=cat "$1"/etc/apt/sources.list > {scratch}/sources; exit 1'
+    if not apt.sources:
+        mode = ["--variant=custom", "--mode=root", "--architectures=amd64"]
+        mode += ["--components=main,universe"] if what.distribution == "ubuntu" else []
+        call(["mmdebstrap", *mode, hook, what.release, str(scratch / "none")], env=dict(os.environ))
+    known = scratch / "sources"
+    return apt.sources or (known.read_text(encoding="utf-8") if known.is_file() else "")
 
 
 def _mmdebstrap(what: BaseDefinition, scratch: Path, apt: AptSettings) -> list[str]:
@@ -279,8 +354,8 @@ def parse_records(text: str) -> list[Deb]:
     return [found[name] for name in sorted(found)]
 
 
-def _need_mmdebstrap(progress: Progress) -> None:
-    """Install mmdebstrap where it is missing and may be; say so, or say what to do."""
+def need_mmdebstrap(progress: Progress) -> None:
+    """Install mmdebstrap where it is missing and may be; say so, or raise ImageError."""
     remedy = "let the engine reach a registry, or build on Debian or Ubuntu as root"
     what = "the base cannot be made here"
     if sys.platform != "linux" or not shutil.which("apt-get"):
@@ -289,6 +364,7 @@ def _need_mmdebstrap(progress: Progress) -> None:
         raise ImageError(what, why="no registry answers; mmdebstrap needs root", remedy=remedy)
     if shutil.which("mmdebstrap"):
         return
+    offline.refuse("mmdebstrap", remedy="install it from the distribution's own media")
     progress.note("installing mmdebstrap with apt")
     from edgekiln.aptrun import install
 

@@ -146,7 +146,7 @@ def fetch_archive(
     pin = pin_of(archive)
     path, place = _vendored(archive, pin), ""
     if path is None:
-        places = [*_mirrors(archive.file), *archive.places]
+        places = [*mirrors(archive.file), *archive.places]
         try:
             got = fetch(places, into / archive.file, pin=pin, progress=progress, retries=retries)
         except DigestError as error:
@@ -192,7 +192,7 @@ def _changed(archive: Archive, error: DigestError) -> DigestError:
     )
 
 
-def _mirrors(file: str) -> list[str]:
+def mirrors(file: str) -> list[str]:
     """The user's own mirrors: addresses or folders that hold files by their names."""
     return [f"{base.rstrip('/')}/{file}" for base in os.environ.get(MIRRORS, "").split()]
 

@@ -18,6 +18,7 @@ from edgekiln.toolchain.lock import Deb
 from edgekiln.toolchain.wheels import vendor
 
 _APT = Path("/var/cache/apt/archives")
+_OURS = ("amd64", "all")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,19 +85,15 @@ def file_name(deb: Deb, path: Path) -> str:
     return f"{deb.name}_{_escaped(deb.version)}_{architecture}.deb"
 
 
-def _called_like(deb: Deb, folder: Path) -> Iterator[Path]:
-    """Files that may be the package: as apt names them, and as archives do (no epoch)."""
+def names_of(deb: Deb) -> list[str]:
+    """What its file may be called: as apt names it, and as archives do (no epoch)."""
     versions = dict.fromkeys((_escaped(deb.version), deb.version.partition(":")[2] or deb.version))
-    for version in versions:
-        for architecture in ("amd64", "all"):
-            path = folder / f"{deb.name}_{version}_{architecture}.deb"
-            if path.is_file():
-                yield path
+    return [f"{deb.name}_{v}_{architecture}.deb" for v in versions for architecture in _OURS]
 
 
-def others(deb: Deb, folder: Path) -> list[Path]:
-    """Files of the same package at other versions, for an error's words."""
-    return sorted(folder.glob(f"{deb.name}_*.deb"))
+def _called_like(deb: Deb, folder: Path) -> Iterator[Path]:
+    """Files that may be the package."""
+    return (path for name in names_of(deb) if (path := folder / name).is_file())
 
 
 def _escaped(version: str) -> str:

@@ -395,8 +395,13 @@ def resolve_debs(packages: tuple[str, ...], base: Base, progress: Progress) -> l
     return sorted((_deb(line) for line in said.splitlines() if line), key=lambda deb: deb.name)
 
 
-def in_base(engine: Engine, base: Base, script: str, progress: Progress) -> str:
-    """What a shell script says in a container of the base; "$@" are apt's options there."""
+def in_base(
+    engine: Engine, base: Base, script: str, progress: Progress, *, out: Path | None = None
+) -> str:
+    """What a shell script says in a container of the base; "$@" are apt's options there.
+
+    It runs in `out`, where that is given: what it writes there stays.
+    """
     from edgekiln.images.base import apt_for, ensure_base
 
     ready = ensure_base(engine, base, progress, frozen=False)
@@ -411,6 +416,7 @@ def in_base(engine: Engine, base: Base, script: str, progress: Progress) -> str:
         ca = apt.ca_file()
         Path(scratch, "ca").write_bytes(ca.read_bytes() if ca else b"")
         mount = ["--volume", f"{scratch}:/run/kiln:ro"]
+        mount += ["--volume", f"{out}:/run/out", "--workdir", "/run/out"] if out else []
         return _run(engine, [*mount, ready.reference, "sh", "-c", settings + script])
 
 

@@ -16,13 +16,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekiln import offline
 from edgekiln.calls import call, last_words
 from edgekiln.errors import EngineError, FetchError
-from edgekiln.home import home
 from edgekiln.progress import Progress
 from edgekiln.toolchain import Base, folder
 from edgekiln.toolchain.lock import Deb
-from edgekiln.transfer import shown
 from edgekiln.upstream import CHANGED, GONE, OK, Answer
 from edgekiln.user.aptconf import AptSettings
 
@@ -57,10 +56,27 @@ def view(base: Base, names: Iterable[str], progress: Progress) -> View:
 
     Raises FetchError where apt cannot get its lists, EngineError where nothing here can ask.
     """
-    wanted = sorted(set(names))
+    return _asked(base, _script(sorted(set(names))), progress, None)
+
+
+def bring(base: Base, debs: Iterable[Deb], folder: Path, progress: Progress) -> View:
+    """Have apt put those of `debs` into a folder that are served at their locked versions.
+
+    The view says what else is there; nothing is held against the lock here. Raises as `view` does.
+    """
+    wanted = list(debs)
+    names = sorted({deb.name for deb in wanted})
+    return _asked(base, f"{_script(names)}; {_bringing(wanted)}", progress, folder)
+
+
+def _asked(base: Base, script: str, progress: Progress, out: Path | None) -> View:
+    """A View out of what a script says, on this machine or in a container of the base."""
+    from edgekiln.images.base import archives_in
+
+    offline.refuse(f"what the archive of {base.name} has")
     apt = _settings(base)
     if apt.sources and shutil.which("apt-get"):
-        return parse(_here(apt, wanted), _of(apt.sources))
+        return parse(_here(apt, script, out), archives_in(apt.sources))
     from edgekiln.engine import find_engine
     from edgekiln.toolchain.relock import in_base
 
@@ -71,16 +87,15 @@ def view(base: Base, names: Iterable[str], progress: Progress) -> View:
             why="this machine's apt has no sources of that release, and no engine answers",
             remedy="start one: kiln engine up",
         )
-    return parse(in_base(engine, base, _script(wanted), progress), f"apt in {base.name}")
+    return parse(in_base(engine, base, script, progress, out=out), f"apt in {base.name}")
 
 
 def _settings(base: Base) -> AptSettings:
     """The user's own sources, else those that a base made here was made from."""
-    from edgekiln.images.base import ReadyBase, apt_for
+    from edgekiln.images.base import ReadyBase, apt_for, kept_file
 
-    kept = home() / "bases" / f"{base.name}-{base.digest[:12]}.json"
     try:
-        sources = str(json.loads(kept.read_bytes()).get("sources", ""))
+        sources = str(json.loads(kept_file(base).read_bytes()).get("sources", ""))
     except (OSError, ValueError):
         sources = ""
     return apt_for(base, ReadyBase(reference="", origin="", sources=sources))
@@ -96,10 +111,22 @@ def _script(names: list[str]) -> str:
     )
 
 
-def _here(apt: AptSettings, names: list[str]) -> str:
+def _bringing(debs: list[Deb]) -> str:
+    """What is served at its locked version, brought into the folder that the shell is in."""
+    names = shlex.join(sorted({deb.name for deb in debs}))
+    wanted = " ".join(f"-e {shlex.quote(f'{deb.name}={deb.version}')}" for deb in debs)
+    pairs = """awk '$1 == "Package:" { p = $2 } $1 == "Version:" { print p "=" $2 }'"""
+    return (
+        f'have=$(apt-cache "$@" show {names} | {pairs} | sort -u | grep -Fx {wanted}); '
+        '[ -z "$have" ] || apt-get "$@" download -q $have >&2; true'
+    )
+
+
+def _here(apt: AptSettings, script: str, out: Path | None) -> str:
     with tempfile.TemporaryDirectory(prefix="edgekiln-apt-") as scratch:
         options = _private(Path(scratch), apt)
-        command = ["sh", "-c", _script(names), "sh", "-c", str(options)]
+        there = f"cd {shlex.quote(str(out))} || exit; " if out else ""
+        command = ["sh", "-c", there + script, "sh", "-c", str(options)]
         done = call(command, env={**os.environ, "LC_ALL": "C"})
     if done.returncode:
         raise FetchError("apt cannot get its lists", why=last_words(done))
@@ -158,10 +185,3 @@ def records(text: str) -> Iterator[Deb]:
 
     for block in text.split("\n\n"):
         yield from parse_records(block)
-
-
-def _of(sources: str) -> str:
-    """The archives of one-line entries, for people."""
-    words = (line.split() for line in sources.splitlines())
-    found = (next((w for w in line if "://" in w or w.startswith("file:")), "") for line in words)
-    return ", ".join(dict.fromkeys(shown(each) for each in found if each))
