@@ -35,6 +35,7 @@ _TESTS_CALL = {
     "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
     "aapt": "aapt android-framework-res",
     "apksigner": "apksigner",
+    "docker-registry": "docker-registry",
 }
 
 

@@ -30,7 +30,7 @@ from edgekiln.images.layout import (
     image_of,
     parsed,
 )
-from edgekiln.images.repository import Repository, again
+from edgekiln.images.repository import Repository, again, part_of
 from edgekiln.store import disk_error
 
 if TYPE_CHECKING:
@@ -117,9 +117,16 @@ def _fill(
     for blob in missing:
         share = _Share(progress=progress, before=done, total=total, what=f"pulling {image.tag}")
         path = target / blob_name(blob.digest)
-        again(partial(repository.get_blob, blob, path, share), f"layer {path.name[:12]}", progress)
+        get = partial(repository.get_blob, blob, path, share)
+        again(get, f"layer {path.name[:12]}", progress, partial(_arrived, path))
         done += blob.size
     exports.write_index(target, image)
+
+
+def _arrived(path: Path) -> int:
+    """How many bytes of a file are here that is not whole."""
+    part = part_of(path)
+    return part.stat().st_size if part.is_file() else 0
 
 
 def _there(target: Path, blob: Blob) -> bool:

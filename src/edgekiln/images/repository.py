@@ -157,7 +157,7 @@ class Repository:
         """
         from edgekiln.digest import digest_file
 
-        address, part = self.blob(blob.digest), target.with_name(f"{target.name}.part")
+        address, part = self.blob(blob.digest), part_of(target)
         receiver = Receiver(
             url=address,
             part=part,
@@ -192,24 +192,36 @@ class Repository:
         self._expect(self.ask("PUT", address, data=body, headers={"Content-Type": MANIFEST}), 201)
 
 
-def again(action: Callable[[], T], what: str, progress: Progress) -> T:
+def part_of(target: Path) -> Path:
+    """Where a file lies that has not arrived as a whole."""
+    return target.with_name(f"{target.name}.part")
+
+
+def again(
+    action: Callable[[], T], what: str, progress: Progress, moved: Callable[[], int] = lambda: 0
+) -> T:
     """What `action` gives, tried again after each PassingError. Raises FetchError after the last.
 
-    A try that brings something on (its own part of a file) is not lost: the next goes on there.
+    A try after which `moved` gives another figure than before has brought something on: the next
+    one goes on there, and the count of tries begins anew.
     """
-    for pause in (*PAUSES, None):
+    tries, at = 0, moved()
+    while True:
         try:
             return action()
         except PassingError as failure:
-            if pause is None:
+            now = moved()
+            tries, at = (0 if now != at else tries), now
+            if tries == len(PAUSES):
                 raise FetchError(
                     f"{what} was cut off too often",
                     why=str(failure),
                     remedy="run it again: what has arrived is kept",
                 ) from failure
+            pause = PAUSES[tries]
+            tries += 1
             progress.note(f"{what}: {failure}; trying again in {pause:g} s")
             time.sleep(pause)
-    raise AssertionError("unreachable")
 
 
 def password(host: str) -> tuple[str, str] | None:
