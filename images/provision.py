@@ -115,8 +115,10 @@ def _forget_sources(into: Path) -> None:
         lines = record.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if f"{note.parent.name}/{note.name}," not in line]
         note.unlink()
+        mode = record.stat().st_mode  # some wheels have it executable
         record.unlink()  # it may be a link into uv's cache: that copy stays as it is
         record.write_text("".join(kept), encoding="utf-8")
+        record.chmod(mode & 0o7777)
 
 
 def _settle(into: Path) -> None:

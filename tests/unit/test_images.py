@@ -213,6 +213,21 @@ def test_other_machines_are_sent_to_docker(monkeypatch: pytest.MonkeyPatch) -> N
     assert "--executor docker" in caught.value.remedy
 
 
+def test_a_wheel_of_a_folder_leaves_what_one_of_an_index_leaves(
+    provision: ModuleType, tmp_path: Path
+) -> None:
+    info = tmp_path / "lib" / "python3.11" / "site-packages" / "one-1.dist-info"
+    info.mkdir(parents=True)
+    (info / "uv_cache.json").write_text("{}")
+    record = info / "RECORD"
+    record.write_text("one.py,,\none-1.dist-info/uv_cache.json,,\none-1.dist-info/RECORD,,\n")
+    record.chmod(0o755)
+    provision._forget_sources(tmp_path)
+    assert not (info / "uv_cache.json").exists()
+    assert record.read_text() == "one.py,,\none-1.dist-info/RECORD,,\n"
+    assert record.stat().st_mode & 0o777 == 0o755
+
+
 def test_the_installer_tells_missing_extra_and_other_versions(provision: ModuleType) -> None:
     locked = [{"name": n, "version": "1"} for n in ("Same_Name", "gone", "other")]
     found = [("same-name", "1"), ("other", "2"), ("extra", "3")]
