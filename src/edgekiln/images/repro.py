@@ -8,22 +8,21 @@ the image was built, and can be carried elsewhere by hand or in a vendor folder.
 from __future__ import annotations
 
 import os
-import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from edgekiln import images
-from edgekiln.calls import call, last_words
+from edgekiln.calls import call
 from edgekiln.engine import fixedtimes
 from edgekiln.engine.buildcli import build_environment
-from edgekiln.errors import DifferenceError, EngineError, UsageError
+from edgekiln.errors import DifferenceError, UsageError
 from edgekiln.home import home
 from edgekiln.images import content
 from edgekiln.images.content import Difference, Listing
+from edgekiln.images.exports import streamed
 from edgekiln.report import Reporter, Task
 from edgekiln.toolchain import folder
 from edgekiln.toolchain.lock import ImageDigests, Lock, read_lock, write_lock
@@ -49,7 +48,7 @@ class Found:
 
 def look(engine: Engine, toolchain: Toolchain, image: str, base: str) -> Found:
     """Read all of an image that stands on `base` (its origin)."""
-    with exported(engine, image) as stream:
+    with streamed(engine, image) as stream:
         listing = content.of_tar(stream)
     why = fixedtimes.why_not(engine)
     known = engine.image(image) or {}
@@ -65,35 +64,6 @@ def look(engine: Engine, toolchain: Toolchain, image: str, base: str) -> Found:
         listing=listing,
         why=why,
     )
-
-
-@contextmanager
-def exported(engine: Engine, image: str) -> Iterator[IO[bytes]]:
-    """The root file system of an image, as a tar that is read once.
-
-    Raises EngineError where the engine does not give it, or not to its end.
-    """
-    env = build_environment(engine.url)
-    made = call([*engine.cli, "create", image, "true"], env=env)
-    if made.returncode:
-        raise EngineError(f"{image} cannot be looked into", why=last_words(made))
-    container = made.stdout.strip()
-    try:
-        with subprocess.Popen(
-            [*engine.cli, "export", container],
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        ) as process:
-            assert process.stdout is not None
-            yield process.stdout
-            while process.stdout.read(1 << 20):
-                pass  # what follows the end of a tar
-            if process.wait():
-                raise EngineError(f"{image} cannot be read", why=f"{engine.kind} export failed")
-    finally:
-        call([*engine.cli, "rm", "--force", container], env=env)
 
 
 def recorded(toolchain: Toolchain, found: ImageDigests) -> ImageDigests | None:
@@ -291,7 +261,7 @@ def _tell_bytes(
         for number, name in enumerate(names):
             place = Path(scratch, str(number))
             place.mkdir()
-            with exported(engine, name) as stream:
+            with streamed(engine, name) as stream:
                 sides.append(content.take(stream, wanted, place))
         for file in wanted:
             one, two = (side[file] for side in sides)
