@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgekiln.calls import call
 from edgekiln.engine.buildcli import build_environment
 from edgekiln.home import project
 
@@ -252,6 +253,32 @@ def box_image(engine: Engine, packages: Iterable[str] = PACKAGES) -> str:
     tag = _tag("plain", base.reference, *packages, recipe.read_text(encoding="utf-8"))
     if engine.image(tag) is None:
         _build(engine, tag, base, recipe, packages)
+    return tag
+
+
+def older_image(engine: Engine) -> str | None:
+    """The tag of a box with Debian 11 (glibc 2.31), made with mmdebstrap if it is not there yet.
+
+    None where this machine cannot make one.
+    """
+    from edgekiln.user.aptconf import apt_settings
+    from edgekiln.user.pipconf import pip_settings
+
+    tag, pip = f"{_REPOSITORY}:debian-11", pip_settings()
+    if engine.image(tag) is None:
+        apt = apt_settings("debian", "bullseye", pip.proxies, pip.cert)
+        options = [f"--aptopt={line}" for line in apt.conf().splitlines()]
+        with tempfile.TemporaryDirectory(prefix="edgekiln-box-") as scratch:
+            tar = f"{scratch}/base.tar"
+            words = ["--variant=minbase", "--mode=root", "--architectures=amd64", *options]
+            mirror = ["-"] if apt.sources else []
+            made = call(["mmdebstrap", *words, "bullseye", tar, *mirror], input=apt.sources)
+            if made.returncode:
+                return None
+            _must(engine_call(engine, "import", tar, f"{tag}-bare"))
+        users = f"useradd --create-home --uid 1000 {RENTER} && install -d -o {RENTER} {CHECKOUT}"
+        recipe = f"FROM {tag}-bare\nRUN {users}\n"
+        _must(engine_call(engine, "build", "--tag", tag, "-", input=recipe))
     return tag
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from edgekiln.engine import Engine
 from edgekiln.errors import AccessError, BoxError, DiskError, OutOfMemoryError
 from tests.boxes import kit
 from tests.boxes.conftest import Rent
@@ -105,6 +106,21 @@ def test_a_chroot_without_proc(rent: Rent, hub: tuple[Site, dict[str, str]]) -> 
     _, why, remedy = three_lines(done)
     assert done.returncode == BoxError.exit_code
     assert "/proc/self/stat" in why and "chroot" in remedy
+    assert site.asked == []
+
+
+def test_an_older_release(engine: Engine, rent: Rent, hub: tuple[Site, dict[str, str]]) -> None:
+    site, env = hub
+    image = kit.older_image(engine)
+    if image is None:
+        pytest.skip("mmdebstrap cannot make a Debian 11 here")
+    box = rent(image=image)
+    done = box.kiln(*BUILD, env=env)
+    assert done.returncode == BoxError.exit_code, done.stderr
+    what, why, remedy = three_lines(done)
+    assert "no Python 3.10 or newer" in what
+    assert "Debian GNU/Linux 11" in why and "glibc 2.31" in why
+    assert "Ubuntu 22.04" in remedy
     assert site.asked == []
 
 
