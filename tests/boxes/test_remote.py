@@ -6,6 +6,7 @@ import hashlib
 import json
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -154,50 +155,73 @@ def test_a_line_cut_in_the_middle_of_a_transfer_goes_on_at_the_byte(
     assert sums(kiln.here / "bundle") == at_home
 
 
+# The last takes longest: there is time to find it running.
+BOTH = ("--on", "quantize=second", "--on", "compile=second")
+COMPILER = "qnn/compile.py"
+# The program itself, not the guard that stands over it.
+_PROGRAM = "^[^ ]*python3 -s [^ ]*qnn/compile.py"
+
+
 def test_a_stage_goes_on_while_the_line_is_cut_and_is_picked_up(
     afresh: Second, kiln: Kiln, tiny: Path, at_home: dict[str, str]
 ) -> None:
-    process = begun(kiln, afresh, tiny, "--on", "quantize=second")
-    events(process, lambda e: "sent to second" in e.get("text", ""))
-    until(lambda: runs(afresh, "qnn/quantize.py"), "the stage runs there")
-    afresh.cable.unplug()
-    finished = f"ls {kit.HOME}/store/v1/objects/*/*/entry.json"
-    until(lambda: afresh.box.run("sh", "-c", finished).returncode == 0, "it ends there")
+    process = begun(kiln, afresh, tiny, *BOTH)
+    with in_the_middle(afresh):
+        afresh.cable.unplug()
+    until(lambda: finished(afresh) == 2, "it ends there")
     afresh.cable.plug()
     found = rest(process)
     assert "the connection was lost" in notes(found)
-    assert "sent to second" not in notes(found)
     assert sums(kiln.here / "bundle") == at_home
-    # It ran once: a second run would have begun its events anew.
+    # Each ran once: a second run would have begun its events anew, or added to them.
     told = afresh.box.must("sh", "-c", f"cat {kit.HOME}/remote/jobs/*/events.jsonl")
-    begun_there = [line for line in told.splitlines() if '"started"' in line]
-    assert len([line for line in begun_there if "quantize" in line]) == 1
+    begun_there = [json.loads(line) for line in told.splitlines() if '"started"' in line]
+    assert sorted(event["task"] for event in begun_there) == ["compile", "quantize"]
+    assert notes(found).count("sent to second") == 2
 
 
 def test_a_build_that_was_killed_finds_its_stage_done(
-    afresh: Second, kiln: Kiln, tiny: Path
+    afresh: Second, kiln: Kiln, tiny: Path, at_home: dict[str, str]
 ) -> None:
-    process = begun(kiln, afresh, tiny, "--on", "quantize=second")
-    events(process, lambda e: "sent to second" in e.get("text", ""))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    finished = f"ls {kit.HOME}/store/v1/objects/*/*/entry.json"
-    until(lambda: afresh.box.run("sh", "-c", finished).returncode == 0, "it ends there")
-    found = rest(begun(kiln, afresh, tiny, "--on", "quantize=second"))
+    process = begun(kiln, afresh, tiny, *BOTH)
+    with in_the_middle(afresh):
+        process.kill()
+        process.communicate()
+    until(lambda: finished(afresh) == 2, "it ends there")
+    found = rest(begun(kiln, afresh, tiny, *BOTH))
     assert "finished on second already" in notes(found)
+    assert "sent to second" not in notes(found)
+    assert sums(kiln.here / "bundle") == at_home
 
 
 def test_a_build_that_is_stopped_leaves_nothing_running_there(
     afresh: Second, kiln: Kiln, tiny: Path
 ) -> None:
-    words = ("--on", "quantize=second", "--calibration-tokens", "20000")
-    process = begun(kiln, afresh, tiny, *words)
-    until(lambda: runs(afresh, "qnn/quantize.py"), "the stage runs there", 120)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    assert process.returncode == 130
-    until(lambda: not runs(afresh, "quantize.py"), "it was ended there")
+    process = begun(kiln, afresh, tiny, *BOTH)
+    with in_the_middle(afresh):
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 130, said
+        until(lambda: not runs(afresh, COMPILER), "it was ended there")
     until(lambda: not runs(afresh, "edgekiln.remote"), "nothing of ours is left")
+    assert finished(afresh) == 1
+
+
+@contextmanager
+def in_the_middle(second: Second) -> Iterator[None]:
+    """While the compiler is held there; afterwards it goes on."""
+    until(lambda: runs(second, COMPILER), "the stage runs there", 120)
+    second.box.must("pkill", "-STOP", "-f", _PROGRAM, user="root")
+    try:
+        yield
+    finally:
+        second.box.run("pkill", "-CONT", "-f", _PROGRAM, user="root")
+
+
+def finished(second: Second) -> int:
+    """How many stages are in the store there."""
+    listed = second.box.run("sh", "-c", f"ls {kit.HOME}/store/v1/objects/*/*/entry.json")
+    return len(listed.stdout.split())
 
 
 def runs(second: Second, words: str) -> bool:
