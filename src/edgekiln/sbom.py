@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekiln import __version__
@@ -33,6 +34,21 @@ def of_toolchain(toolchain: Toolchain, *, executor: str = "auto") -> str:
     """
     where, found = look(toolchain, executor)
     return text(document(toolchain, where, found))
+
+
+def put_beside(toolchain: Toolchain, export: Path) -> Path:
+    """Write the bill of an image beside its export in a vendor folder, and into SHA256SUMS."""
+    from edgekiln.digest import digest_file
+    from edgekiln.kits.firstuse import list_in
+    from edgekiln.store import disk_error
+
+    target = export.with_name(f"{export.name}.cdx.json")
+    try:
+        target.write_text(of_toolchain(toolchain, executor="docker"), "utf-8", newline="\n")
+        list_in(target.parent, {target.name: digest_file(target)})
+    except OSError as error:
+        raise disk_error(error, target) from error
+    return target
 
 
 def look(toolchain: Toolchain, executor: str) -> tuple[str, dict[str, Any]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -88,6 +90,18 @@ def test_the_bill_of_materials_is_of_what_is_installed(name: str, image: str) ->
     debs = [part for part in parts if part.get("purl", "").startswith("pkg:deb/")]
     assert {deb.name for deb in toolchain.lock.debs} <= {part["name"] for part in debs}
     assert all(part["licenses"] for part in debs)
+
+
+def test_a_vendor_folder_has_the_bill_beside_the_image(
+    name: str, image: str, tmp_path: Path
+) -> None:
+    toolchain = load_toolchain(name)
+    put = sbom.put_beside(toolchain, tmp_path / "edgekiln.image")
+    assert put.read_text(encoding="utf-8") == sbom.of_toolchain(toolchain, executor="docker")
+    said = subprocess.run(
+        ["sha256sum", "-c", "SHA256SUMS"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert said.stdout == "edgekiln.image.cdx.json: OK\n"
 
 
 def test_labels_say_what_the_image_is(engine: Engine, name: str, image: str) -> None:

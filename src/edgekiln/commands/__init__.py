@@ -218,7 +218,7 @@ def _kit_row(kit: Kit) -> tuple[str, ...]:
 
 def toolchains_fetch(name: str, *, to: Path, image: bool) -> None:
     """Fill a folder with all that a toolchain is made of, for a machine without a network."""
-    from edgekiln import images
+    from edgekiln import images, sbom
     from edgekiln.kits import licences, vendor
     from edgekiln.toolchain import load_toolchain
 
@@ -230,6 +230,7 @@ def toolchains_fetch(name: str, *, to: Path, image: bool) -> None:
         if image:
             images.build(_engine(), toolchain, task)
             saved = vendor.save_image(_engine(), toolchain, folder, task)
+            sbom.put_beside(toolchain, saved)
     size = sum(path.stat().st_size for path in filled.files)
     bare = len(filled.repositories)
     print(f"{folder}: {len(filled.files)} files ({units.size(size)}), {bare} repositories")
