@@ -145,6 +145,9 @@ class Blobs:
     def sweep(self) -> None:
         """Remove what nobody has asked for in a fortnight."""
         old = time.time() - _UNUSED_SECONDS
+        for mark in (*self._root.glob("checkouts/*/.whole"), *self._root.glob("envs/*/.whole")):
+            if mark.stat().st_mtime < old:
+                shutil.rmtree(mark.parent, ignore_errors=True)
         for place in (*self._root.glob("inputs/*"), *self._root.glob("jobs/*")):
             if place.is_dir() and place.stat().st_mtime < old:
                 shutil.rmtree(place, ignore_errors=True)

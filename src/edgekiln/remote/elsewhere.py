@@ -47,11 +47,16 @@ class Elsewhere:
 
         Raises what a machine's doctor refuses (but with `force`), or RemoteError.
         """
-        for executor in self._executors.values():
-            self._reach(executor)
-            self._examine(executor, force)
-        for executor in self._executors.values():
-            self._prepare(executor)
+        try:
+            for executor in self._executors.values():
+                self._reach(executor)
+                self._examine(executor, force)
+            for executor in self._executors.values():
+                self._prepare(executor)
+        except BaseException:
+            for executor in self._executors.values():
+                executor.cancel()
+            raise
         return {stage: self._place(self._executors[name]) for stage, name in self._of.items()}
 
     def tell(self) -> None:

@@ -15,6 +15,7 @@ from urllib.parse import SplitResult, urlsplit
 from edgekiln import yamls
 from edgekiln.errors import KilnError, UsageError, nearest
 from edgekiln.toolchain.records import field, read
+from edgekiln.toolchain.records import schema as record_schema
 
 LOCAL = "local"
 _MODELS = ("send", "fetch")
@@ -160,3 +161,14 @@ def find(place: str) -> Host | None:
             remedy = f"give ssh://USER@HOST:PORT, {LOCAL}, or a name of {file()}"
         raise UsageError(f"there is no machine {place}", remedy=remedy)
     return hosts[place]
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of hosts.yaml, for editors; hosts.schema.json beside this is it."""
+    found = record_schema(Host, title="The machines of edgekiln's hosts.yaml")
+    one = {key: found[key] for key in ("type", "additionalProperties", "required", "properties")}
+    del one["properties"]["name"]
+    return {"$schema": found["$schema"], "title": found["title"]} | {
+        "type": "object",
+        "additionalProperties": one,
+    }

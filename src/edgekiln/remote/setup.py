@@ -6,6 +6,7 @@ HOME/remote/envs/DIGEST/.venv/    the environment that ./kiln makes of requireme
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from edgekiln.remote.pack import Packed
 
 # pip fetches and unpacks; it says nothing meanwhile.
 _ENVIRONMENT_SECONDS = 1800.0
+# --offline and --accept-licence hold there, too.
+_PASSED_ON = ("EDGEKILN_OFFLINE", "EDGEKILN_ACCEPT_LICENCES")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +36,11 @@ def set_up(link: Link, packed: Packed, progress: Progress) -> Far:
     root = f"{home}/remote"
     checkout = f"{root}/checkouts/{packed.digest}"
     env = f"{root}/envs/{packed.environment}"
-    if link.run(f"test -f {_q(checkout)}/.whole").code:
+    # A time of last use, by which the far side knows what is not used any more.
+    if link.run(f"touch -c {_q(checkout)}/.whole && test -f {_q(checkout)}/.whole").code:
         _send(link, packed, root, checkout, progress)
     python = f"{env}/.venv/bin/python"
-    if link.run(f"test -f {_q(env)}/.whole && test -x {_q(python)}").code:
+    if link.run(f"touch -c {_q(env)}/.whole && test -f {_q(env)}/.whole -a -x {_q(python)}").code:
         _environment(link, env, checkout, home, progress)
     variables = {**_variables(link.host, home), "PYTHONPATH": f"{checkout}/src"}
     command = f"cd {_q(checkout)} && exec env {_words(variables)} {_q(python)} -m "
@@ -80,8 +84,10 @@ def _probe(host: Host) -> str:
 
 
 def _variables(host: Host, home: str) -> dict[str, str]:
+    """What runs there is told: its folder and profile, and what was said for the whole build."""
     profile = {"EDGEKILN_PROFILE": host.profile} if host.profile else {}
-    return {"EDGEKILN_HOME": home, **profile, **host.env}
+    passed_on = {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)}
+    return {"EDGEKILN_HOME": home, **profile, **passed_on, **host.env}
 
 
 def _send(link: Link, packed: Packed, root: str, checkout: str, progress: Progress) -> None:

@@ -1,0 +1,267 @@
+"""Other machines: names and places, the archive of this checkout, messages, files by digest."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edgekiln.errors import DigestError, OutOfMemoryError, UsageError
+from edgekiln.home import project
+from edgekiln.pipeline import FromPath, Pipeline
+from edgekiln.remote import hosts, moving, pack, placing
+from edgekiln.remote.blobs import Blobs
+from edgekiln.remote.wire import Cut, Wire, meant, told
+from edgekiln.store import Store
+from tests.unit.kit import stage
+
+
+@pytest.fixture
+def named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Writes hosts.yaml."""
+    monkeypatch.setenv("EDGEKILN_HOSTS", str(tmp_path / "hosts.yaml"))
+    return lambda text: (tmp_path / "hosts.yaml").write_text(text) and None
+
+
+def pipeline(*names: str) -> Pipeline:
+    return Pipeline(stages=tuple(stage(name, f"{name}.py") for name in names))
+
+
+STAGES = pipeline("graph", "quantize", "quality", "compile")
+TWO = "gpu: {address: ssh://root@gpu:2222}\nbig: {address: big.example.com}\n"
+
+
+@pytest.mark.parametrize(
+    ("on", "expected"),
+    [
+        (["quantize=gpu"], {"quantize": "gpu"}),
+        (["*=gpu", "quantize=local"], dict.fromkeys(("graph", "quality", "compile"), "gpu")),
+        (["quantize=local", "*=gpu"], dict.fromkeys(("graph", "quality", "compile"), "gpu")),
+        (["qua*=gpu", "*=big"], {"graph": "big", "quantize": "gpu", "quality": "gpu"}),
+        (["graph=gpu", "graph=big"], {"graph": "big"}),
+        (["*=local"], {}),
+    ],
+)
+def test_the_closest_pattern_counts(
+    named: Callable[[str], None], on: list[str], expected: dict[str, str]
+) -> None:
+    named(TWO)
+    found = {name: host.name for name, host in placing.places(STAGES, on).items()}
+    if on[-1] == "*=big":
+        expected = {**expected, "compile": "big"}
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("on", "said", "remedy"),
+    [
+        ("quantise=gpu", "no stage is called quantise", "did you mean quantize?"),
+        ("quantize=gpo", "there is no machine gpo", "did you mean gpu?"),
+        ("quantize", "is no STAGE=PLACE", "autodl"),
+        ("quantize=ssh://root:secret@gpu", "a password has no place", "password_from"),
+        ("quantize=http://gpu", "address is", "give ssh://"),
+        ("quantize=ssh://gpu:none", "address is", "give ssh://"),
+    ],
+)
+def test_a_place_that_cannot_be_is_named(
+    named: Callable[[str], None], on: str, said: str, remedy: str
+) -> None:
+    named(TWO)
+    with pytest.raises(UsageError) as caught:
+        placing.places(STAGES, [on])
+    assert said in caught.value.what
+    assert remedy in caught.value.remedy
+
+
+def test_a_stage_that_reads_a_secret_stays(named: Callable[[str], None], tmp_path: Path) -> None:
+    named(TWO)
+    signing = stage("apk", "apk.py", keystore=FromPath(path=tmp_path, secret=True))
+    whole = Pipeline(stages=(*STAGES.stages, signing))
+    assert "apk" not in placing.places(whole, ["*=gpu"])
+    with pytest.raises(UsageError, match="cannot run elsewhere"):
+        placing.places(whole, ["apk=gpu"])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("gpu: {adress: ssh://gpu}", "adress is not known"),
+        ("gpu: {}", "address is missing"),
+        ("gpu: {address: ssh://gpu, executor: nativ}", "no executor nativ"),
+        ("gpu: {address: ssh://gpu, memory: much}", "memory is 'much'"),
+        ("gpu: {address: ssh://gpu, profile: autodle}", "no profile autodle"),
+        ("gpu: {address: ssh://gpu, models: get}", "models is 'get'"),
+        ("local: {address: ssh://gpu}", "cannot be a machine's name"),
+        ("- gpu", "holds no names"),
+        ("gpu: [", "is not YAML"),
+    ],
+)
+def test_what_is_wrong_in_the_file_is_named(
+    named: Callable[[str], None], text: str, said: str
+) -> None:
+    named(text)
+    with pytest.raises(UsageError) as caught:
+        hosts.load()
+    assert said in caught.value.what
+
+
+def test_the_shipped_schema_is_the_records() -> None:
+    shipped = project() / "src" / "edgekiln" / "remote" / "hosts.schema.json"
+    assert json.loads(shipped.read_text(encoding="utf-8")) == hosts.schema()
+
+
+def test_an_address_says_user_machine_and_port() -> None:
+    host = hosts.find("ssh://root@connect.example.com:12345")
+    assert host is not None
+    assert (host.user, host.machine, host.port) == ("root", "connect.example.com", 12345)
+    assert host.name == "connect.example.com:12345"
+
+
+def test_the_checkout_packed_twice_is_the_same_archive() -> None:
+    first, second = pack.pack(), pack.pack()
+    assert first == second
+    assert hashlib.sha256(first.data).hexdigest() == first.sha256
+    with tarfile.open(fileobj=io.BytesIO(gzip.decompress(first.data))) as tar:
+        entries = {entry.name: entry for entry in tar}
+    assert {"kiln", "tasks.py", "requirements.txt", "toolchains/qnn.lock.json"} <= set(entries)
+    assert {"src/edgekiln/remote/far.py", "images/provision.py", "scripts/stagekit.py"} <= set(
+        entries
+    )
+    assert entries["kiln"].mode == 0o755
+    assert not [name for name in entries if "__pycache__" in name or name.startswith("tests")]
+    assert {entry.mtime for entry in entries.values()} == {0}
+
+
+def wires() -> tuple[Wire, io.BytesIO]:
+    """A conversation with itself: what is sent is what is received."""
+    stream = io.BytesIO()
+    at = 0
+
+    def read(size: int) -> bytes:
+        nonlocal at
+        stream.seek(at)
+        data = stream.read(size)
+        at += len(data)
+        return data
+
+    def write(data: bytes) -> None:
+        stream.seek(0, 2)
+        stream.write(data)
+
+    return Wire(read, write), stream
+
+
+def test_messages_and_bytes_arrive_as_they_were_sent() -> None:
+    wire, _ = wires()
+    body = bytes(range(256)) * 1000
+    wire.send({"beat": True})
+    wire.send({"do": "put", "names": ["ä\n"]}, [body[:7], body[7:]])
+    wire.send({"next": 1})
+    assert wire.receive() == {"do": "put", "names": ["ä\n"]}
+    assert b"".join(wire.body(len(body))) == body
+    assert wire.receive() == {"next": 1}
+    with pytest.raises(Cut):
+        wire.receive()
+
+
+def test_a_body_that_ends_early_is_a_cut() -> None:
+    wire, _ = wires()
+    wire.send({}, [b"abc"])
+    wire.receive()
+    with pytest.raises(Cut):
+        b"".join(wire.body(4))
+
+
+def test_an_error_is_of_its_kind_on_the_other_side() -> None:
+    error = meant(told(OutOfMemoryError("too large", why="w", remedy="r")), "autodl")
+    assert type(error) is OutOfMemoryError
+    assert (error.what, error.why, error.remedy) == ("on autodl: too large", "w", "r")
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> Blobs:
+    return Blobs(tmp_path / "remote", Store(tmp_path / "store"))
+
+
+def sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_a_file_that_was_cut_is_gone_on_with(blobs: Blobs) -> None:
+    data = b"0123456789"
+
+    def cut() -> object:
+        yield data[:4]
+        raise Cut("gone")
+
+    with pytest.raises(Cut):
+        blobs.add(sha(data), 10, 0, cut())  # type: ignore[arg-type]
+    assert blobs.have({sha(data): 10}) == {sha(data): 4}
+    blobs.add(sha(data), 10, 4, iter([data[4:]]))
+    assert blobs.have({sha(data): 10}) == {sha(data): 10}
+    assert blobs.path(sha(data)).read_bytes() == data
+
+
+def test_wrong_bytes_are_refused_and_none_are_kept(blobs: Blobs) -> None:
+    with pytest.raises(DigestError):
+        blobs.add(sha(b"right"), 5, 0, iter([b"wrong"]))
+    assert blobs.have({sha(b"right"): 5}) == {sha(b"right"): 0}
+
+
+def test_what_a_machine_has_for_other_reasons_is_not_asked_for(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    found = Blobs(tmp_path / "remote", store)
+    work = store.workspace("a" * 64)
+    (work / "out" / "made").write_bytes(b"made by a stage")
+    store.commit("a" * 64, work, {})
+    assert found.have({sha(b"made by a stage"): 15}) == {sha(b"made by a stage"): 15}
+    assert found.have({sha(b"changed"): 7}) == {sha(b"changed"): 0}
+
+
+def test_an_empty_file_needs_no_sending(blobs: Blobs) -> None:
+    assert blobs.have({sha(b""): 0}) == {sha(b""): 0}
+    place = blobs.tree("empty", {"none.txt": (0, sha(b""), False)}, True)
+    assert (place / "none.txt").read_bytes() == b""
+
+
+def test_a_tree_has_the_digest_it_had(blobs: Blobs, tmp_path: Path) -> None:
+    there = tmp_path / "model"
+    (there / "sub").mkdir(parents=True)
+    (there / "a.txt").write_bytes(b"a")
+    (there / "sub" / "tool").write_bytes(b"b")
+    index = Store(tmp_path / "other").index
+    files = {}
+    for relative, (size, digest) in index.files(there).items():
+        data = (there / relative).read_bytes()
+        blobs.add(digest, size, 0, iter([data]))
+        files[relative] = (size, digest, relative == "sub/tool")
+    made = blobs.tree("model", files, True)
+    assert made.name == "model"
+    assert index.digest(made) == index.digest(there)
+    assert (made / "sub" / "tool").stat().st_mode & 0o111
+    assert not (made / "a.txt").stat().st_mode & 0o111
+
+
+def test_what_came_back_is_laid_out_and_checked(tmp_path: Path) -> None:
+    incoming, out = tmp_path / "incoming", tmp_path / "out"
+    incoming.mkdir()
+    out.mkdir()
+    (incoming / sha(b"same")).write_bytes(b"same")
+    files = {"x": (4, sha(b"same"), False), "sub/y": (4, sha(b"same"), True)}
+    from edgekiln.digest import combine
+
+    digest = combine((name, size, digest) for name, (size, digest, _) in files.items())
+    outputs = {"made": {"folder": True, "files": files, "digest": digest}}
+    moving.lay_out(outputs, incoming, out)
+    assert (out / "made" / "x").read_bytes() == (out / "made" / "sub" / "y").read_bytes() == b"same"
+    assert (out / "made" / "sub" / "y").stat().st_mode & 0o111
+    assert not list(incoming.iterdir())
+    (incoming / sha(b"same")).write_bytes(b"same")
+    with pytest.raises(DigestError):
+        moving.lay_out({"made": {**outputs["made"], "digest": "0" * 64}}, incoming, out)
