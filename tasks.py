@@ -31,6 +31,10 @@ _OFFLINE = {
     "accept-licence": "accept a licence without being asked, e.g. android-sdk; several with "
     "commas (or EDGEKILN_ACCEPT_LICENCES)",
 }
+_ALONE = {
+    "offline": "ask nobody on a network: what is neither here nor in the vendor folder is named "
+    "at once (or EDGEKILN_OFFLINE=1)",
+}
 _PROFILE = {
     "profile": "the place this machine is rented at: autodl, runpod, vastai, plain, machine, or a "
     "YAML file of your own (or EDGEKILN_PROFILE; docs/rentals.md)",
@@ -64,6 +68,7 @@ _REPRO = {"record": "write the image's digests into its lock, for other builds t
         "detach": "build in a process of its own, which a closed terminal does not end "
         "(docs/jobs.md)",
         **_OFFLINE,
+        **_ALONE,
         **cli.option_help(options_by_backend()),
     },
 )
@@ -85,6 +90,7 @@ def build(
     trust_pickle: bool = False,
     on: Sequence[str] | None = None,
     detach: bool = False,
+    offline: bool = False,
     vendor_dir: str | None = None,
     accept_licence: str | None = None,
     profile: str | None = None,
@@ -116,7 +122,7 @@ def build(
 
     with cli.reporting(quiet=quiet, as_json=json, debug=debug) as reporter:
         cli.profile(reporter, profile)
-        cli.offline(vendor_dir, accept_licence)
+        cli.offline(vendor_dir, accept_licence, alone=offline)
         what = make_recipe(
             recipe=cli.given("recipe", recipe),
             backend=backend,
@@ -299,6 +305,7 @@ def images_list(c: Context) -> None:
         "repro": "tell the image's digests and hold them against those in its lock",
         **_REPRO,
         **_OFFLINE,
+        **_ALONE,
     },
     auto_shortflags=False,
 )
@@ -311,6 +318,7 @@ def images_build(
     dry_run: bool = False,
     repro: bool = False,
     record: bool = False,
+    offline: bool = False,
     vendor_dir: str | None = None,
     accept_licence: str | None = None,
 ) -> None:
@@ -326,7 +334,7 @@ def images_build(
     from edgekiln.commands import images_build as run
     from edgekiln.commands import images_dry_run as show
 
-    cli.offline(vendor_dir, accept_licence)
+    cli.offline(vendor_dir, accept_licence, alone=offline)
     if dry_run:
         show(name, base=base or None)
     elif repro or record:
@@ -676,9 +684,12 @@ def toolchains_outdated(
     positional=["name"],
     help={
         **_DEBUG,
-        **_TOOLCHAIN,
+        "name": "the toolchain, as `kiln toolchains list` names it; several with commas",
         "to": "the folder to fill; what it has already stays",
         "image": "build the image too and put it there: then base and packages are in it",
+        "model": f"put this model there too: {_MODEL}",
+        "python": "the Pythons that edgekiln is to run on there, e.g. 3.10,3.12 on Linux x86-64 "
+        "(default: this one, on this system)",
         **_OFFLINE,
     },
     auto_shortflags=False,
@@ -689,21 +700,25 @@ def toolchains_fetch(
     name: str,
     to: str,
     image: bool = False,
+    model: str = "",
+    python: str = "",
     vendor_dir: str | None = None,
     accept_licence: str | None = None,
 ) -> None:
     """Fill a folder with what a toolchain is made of, for a machine that has no way out.
 
-    docs/offline.md says what such a machine needs besides.
+    Its wheels, kits, packages of the distribution with those of its base, and what edgekiln itself
+    needs. docs/offline.md says what such a machine needs besides.
 
     Examples:
       kiln toolchains fetch mnn --to vendor
+      kiln toolchains fetch mnn,qnn --to vendor --model smollm2-135m-instruct --python 3.10,3.11
       kiln toolchains fetch qnn --to vendor --image
     """
-    from edgekiln.commands import toolchains_fetch as run
+    from edgekiln.commands.vendoring import toolchains_fetch as run
 
     cli.offline(vendor_dir, accept_licence)
-    run(name, to=Path(to), image=image)
+    run(name, to=Path(to), image=image, model=model, pythons=python)
 
 
 @task(name="list", help=_DEBUG, auto_shortflags=False)

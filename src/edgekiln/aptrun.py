@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 
+from edgekiln import offline
 from edgekiln.calls import call, last_words
 from edgekiln.errors import ImageError, KilnError
 
@@ -17,6 +18,9 @@ def can_install() -> bool:
 
 def install(packages: list[str], error: type[KilnError] = ImageError) -> None:
     """Install without recommends. Raises `error` with apt's own last words."""
+    if offline.enabled():
+        remedy = f"install {' '.join(packages)} from the distribution's own media"
+        raise error(f"{' '.join(packages)} is not here, and --offline asks nobody", remedy=remedy)
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     # A mirror's passing fault in update need not matter: install says whether it did.
     call(["apt-get", "update", "-q"], env=env)

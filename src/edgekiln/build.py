@@ -372,6 +372,7 @@ def limits(settings: Settings) -> Limits:
 def _make_ready(job: Job, planned: list[Planned], executor: Executor, reporter: Reporter) -> None:
     """Every kit first: one that cannot be had ends the build before an image is built for it."""
     needed = _needed(planned)
+    _refuse_offline(planned, executor)
     if not all(map(kits_ready, needed)):
         with _kits_fetched(job, needed, reporter) as fetching:
             make_kits(needed, fetching)
@@ -386,6 +387,19 @@ def _make_ready(job: Job, planned: list[Planned], executor: Executor, reporter: 
                 reporter.ended(task, "failed", {})
                 raise
             reporter.ended(task, "done", {})
+
+
+def _refuse_offline(planned: list[Planned], executor: Executor) -> None:
+    """Offline: say all that is missing before the first step. Raises FetchError, DigestError."""
+    from edgekiln import offline
+    from edgekiln.kits import absent
+
+    if not offline.enabled():
+        return
+    for stage in [p.stage for p in planned if not p.entry and p.stage.network]:
+        remedy = "build it on a machine with a network, and take the bundle along"
+        offline.refuse(f"what the tools of stage {stage.name} fetch", remedy=remedy)
+    absent.refuse_build(executor, _needed(planned))
 
 
 def _needed(planned: list[Planned]) -> list[Toolchain]:

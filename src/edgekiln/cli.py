@@ -222,11 +222,13 @@ def given(name: str, value: str | None) -> str:
     return value or ""
 
 
-def offline(vendor_dir: str | None, accept_licence: str | None) -> None:
-    """Let --vendor-dir and --accept-licence hold for this command, as their variables do.
+def offline(vendor_dir: str | None, accept_licence: str | None, *, alone: bool = False) -> None:
+    """Let --vendor-dir, --accept-licence and --offline (`alone`) hold, as their variables do.
 
     Raises UsageError for a folder that is not there, or a licence that nothing asks for.
     """
+    if alone:
+        os.environ["EDGEKILN_OFFLINE"] = "1"
     option = given("vendor-dir", vendor_dir)
     if folder := option or os.environ.get("EDGEKILN_VENDOR", ""):
         place = Path(folder).expanduser().absolute()

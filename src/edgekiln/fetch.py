@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from edgekiln import offline
 from edgekiln.errors import AccessError, DigestError, DiskError, FetchError, KilnError
 from edgekiln.locking import held
 from edgekiln.progress import Progress, Silent
@@ -84,6 +85,7 @@ def _from_places(
         try:
             local = on_this_machine(place, target.name)
             if local is None:
+                _refuse_offline(target, pin, places)
                 _download(place, target, pin, progress, retries)
             else:
                 _copy(local, target, pin)
@@ -93,6 +95,15 @@ def _from_places(
             if len(places) > 1:
                 progress.note(f"{failure.what}: {failure.why}")
     raise _all_failed(target, failures)
+
+
+def _refuse_offline(target: Path, pin: Pin, places: Sequence[str]) -> None:
+    """Raise FetchError that says what is missing and who has it, where nobody may be asked."""
+    digest = f"sha256:{pin.sha256}" if pin.sha256 else f"sha1:{pin.sha1}" if pin.sha1 else ""
+    told = [f"it is {digest}"] if digest else []
+    remote = [shown(place) for place in places if on_this_machine(place, target.name) is None]
+    why = "; ".join([*told, f"to be had from {', '.join(remote)}"])
+    offline.refuse(target.name, why=why)
 
 
 def _all_failed(target: Path, failures: Sequence[KilnError]) -> KilnError:

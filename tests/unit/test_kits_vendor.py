@@ -88,7 +88,10 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 
 def toolchain(*with_kits: kits.Kit) -> Any:
     lock = SimpleNamespace(uv=UV[0], wheels=(PURE[0], NATIVE[0]), debs=())
-    return SimpleNamespace(name="toy", python="3.11", lock=lock, places=(), kits=with_kits)
+    base = SimpleNamespace(lock=None)
+    return SimpleNamespace(
+        name="toy", asked="toy", python="3.11", base=base, lock=lock, places=(), kits=with_kits
+    )
 
 
 def tools(site: Site, **more: Any) -> kits.Kit:
@@ -298,11 +301,13 @@ def test_an_import_of_kits_brings_no_yaml() -> None:
 def test_the_command_says_what_it_filled(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from edgekiln import commands
+    from edgekiln.commands.vendoring import toolchains_fetch
 
     monkeypatch.setattr("edgekiln.toolchain.load_toolchain", lambda _: toolchain(tools(site)))
-    commands.toolchains_fetch("toy", to=tmp_path / "v", image=False)
-    assert f"{tmp_path / 'v'}: 4 files (" in capsys.readouterr().out
+    # This index has none of edgekiln's own packages; tests/images/test_offline.py fetches them.
+    monkeypatch.setattr("edgekiln.kits.ownpackages.bring", lambda *_: [])
+    toolchains_fetch("toy", to=tmp_path / "v", image=False, model="", pythons="")
+    assert f"{tmp_path / 'v'}: toy: 4 files (" in capsys.readouterr().out
     assert (tmp_path / "v/ndk.zip").read_bytes() == BODY
 
 

@@ -216,29 +216,6 @@ def _kit_row(kit: Kit) -> tuple[str, ...]:
     return kit.name, kit.family, state, kit.summary
 
 
-def toolchains_fetch(name: str, *, to: Path, image: bool) -> None:
-    """Fill a folder with all that a toolchain is made of, for a machine without a network."""
-    from edgekiln import images, sbom
-    from edgekiln.kits import licences, vendor
-    from edgekiln.toolchain import load_toolchain
-
-    toolchain = load_toolchain(name)
-    licences.settle_for(toolchain.kits)
-    folder = to.expanduser().absolute()
-    with _task(f"fetch {name}") as task:
-        filled = vendor.fill(toolchain, folder, task)
-        if image:
-            images.build(_engine(), toolchain, task)
-            saved = vendor.save_image(_engine(), toolchain, folder, task)
-            sbom.put_beside(toolchain, saved)
-    size = sum(path.stat().st_size for path in filled.files)
-    bare = len(filled.repositories)
-    print(f"{folder}: {len(filled.files)} files ({units.size(size)}), {bare} repositories")
-    if image:
-        size = sum(path.stat().st_size for path in saved.rglob("*"))
-        print(f"{saved} ({units.size(size)})")
-
-
 def toolchains_lock(name: str, *, check: bool, only: str, to: str) -> None:
     """Lock a toolchain, or all of them; with `check` say what has drifted and change nothing.
 

@@ -99,7 +99,9 @@ def _build(
     engine: Engine, toolchain: Toolchain, progress: Progress, *, frozen: bool, fresh: bool
 ) -> None:
     from edgekiln.images.base import ensure_base
+    from edgekiln.kits import absent
 
+    absent.refuse([toolchain], engine, kits=False)
     base = ensure_base(engine, toolchain.base, progress, frozen=frozen)
     trial = f"edgekiln/{toolchain.name}:trial-{os.getpid()}"
     try:

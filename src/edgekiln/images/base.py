@@ -82,7 +82,7 @@ def ensure_base(engine: Engine, base: Base, progress: Progress, *, frozen: bool)
     if base.lock is None:
         return _given(engine, base.given, progress)
     lock, kept = base.lock, kept_file(base)
-    reference = f"edgekiln/base-{base.name}:{base.digest[:12]}"
+    reference = reference_of(base)
     if kept.is_file() and engine.image(reference):
         known = json.loads(kept.read_bytes())
         return _checked(ReadyBase(**{**known, "drift": tuple(known["drift"])}), frozen)
@@ -97,6 +97,11 @@ def once_more(engine: Engine, base: Base, reference: str, progress: Progress) ->
     if base.lock is None:
         return _given(engine, base.given, progress)
     return _ready(engine, base, base.lock, reference, progress)
+
+
+def reference_of(base: Base) -> str:
+    """What the base is called in the engine."""
+    return base.given or f"edgekiln/base-{base.name}:{base.digest[:12]}"
 
 
 def kept_file(base: Base) -> Path:

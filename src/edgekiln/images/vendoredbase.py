@@ -78,10 +78,10 @@ def refuse_offline(base: Base, lock: BaseLock) -> None:
 
 def save(engine: Engine, base: Base, folder: Path, progress: Progress) -> list[Path]:
     """Put the base's image into a folder, where the engine has it; returns the files."""
-    from edgekiln.images.base import kept_file
+    from edgekiln.images.base import kept_file, reference_of
 
     target, record = folder / archive_name(base), kept_file(base)
-    reference = f"edgekiln/base-{base.name}:{base.digest[:12]}"
+    reference = reference_of(base)
     note = target.with_name(f"{target.name}.json")
     if not target.is_file() or not note.is_file():
         if not record.is_file() or not engine.image(reference):

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
+from edgekiln import offline
 from edgekiln.calls import call, call_logged, last_words
 from edgekiln.errors import DigestError, FetchError, ToolchainError
 from edgekiln.fetch import RETRIES
@@ -97,6 +98,10 @@ def obtain(
 def _fetch(
     repository: Repository, bare: Path, progress: Progress, retries: Sequence[float]
 ) -> None:
+    offline.refuse(
+        f"{repository.bare} with commit {repository.commit}",
+        why=f"to be had from {shown(repository.repository)}",
+    )
     _need_git()
     if not (bare / "HEAD").is_file():
         done = call(["git", "init", "--quiet", "--bare", str(bare)], env=environment())

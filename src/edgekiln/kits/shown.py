@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from edgekiln import units
 from edgekiln.kits import licences, parts
+from edgekiln.toolchain.debs import find_debs
 from edgekiln.toolchain.wheels import find_local
 from edgekiln.transfer import shown
 from edgekiln.user.pipconf import PipSettings, pip_settings
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from edgekiln.toolchain.lock import Deb, Wheel
 
 _BUILT = "in the image"
+_STATES = (_BUILT, "in the engine")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,9 @@ def needed(toolchain: Toolchain, engine: Engine | None) -> list[Needed]:
     pip = pip_settings()
     wheels = (toolchain.lock.uv, *toolchain.lock.wheels)
     local = find_local(wheels, pip)
-    found = [_base(toolchain, done), *(_deb(deb, done) for deb in toolchain.lock.debs)]
+    here = {} if done else find_debs(toolchain.lock.debs).here
+    found = [_base(toolchain, done or _has_base(toolchain, engine))]
+    found += [_deb(deb, done or str(here.get(deb.name, ""))) for deb in toolchain.lock.debs]
     found += [_wheel(w, toolchain, pip, done or str(local.get(w.file, ""))) for w in wheels]
     return [*found, *_kits(toolchain)]
 
@@ -78,7 +82,7 @@ def _block(kind: str, rows: Sequence[Needed]) -> list[str]:
     lines = [f"{kind}, from {' '.join(shared)}" if told else kind]
     for each in rows:
         size = units.size(each.size) if each.size else ""
-        state = each.where if each.where == _BUILT else "here" if each.where else "to fetch"
+        state = each.where if each.where in _STATES else "here" if each.where else "to fetch"
         lines.append(f"  {state:12}  {size:>8}  {each.name}")
         places = () if told and each.places == shared else each.places
         more = [each.digest, *places, *([_folder(each.where)] if state == "here" else [])]
@@ -101,6 +105,17 @@ def _image(toolchain: Toolchain, engine: Engine | None) -> str:
         return _BUILT
     found = exports.find(toolchain)
     return str(found.path) if found else ""
+
+
+def _has_base(toolchain: Toolchain, engine: Engine | None) -> str:
+    """Where the base is: in the engine, or in the vendor folder."""
+    from edgekiln.images import vendoredbase
+    from edgekiln.images.base import reference_of
+
+    base = toolchain.base
+    if engine is not None and engine.image(reference_of(base)) is not None:
+        return "in the engine"
+    return vendoredbase.has(base, base.lock) if base.lock else ""
 
 
 def _base(toolchain: Toolchain, where: str) -> Needed:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgekiln import offline
 from edgekiln.calls import call_logged
 from edgekiln.digest import digest_file
 from edgekiln.errors import FetchError, KilnError, UsageError
@@ -39,8 +40,17 @@ class Filled:
     repositories: tuple[Path, ...]
 
 
-def fill(toolchain: Toolchain, folder: Path, progress: Progress) -> Filled:
-    """Put all that the toolchain's prefix and kits are made of into a folder.
+def fill(
+    toolchain: Toolchain,
+    folder: Path,
+    progress: Progress,
+    *,
+    pythons: Sequence[str] | None = None,
+) -> Filled:
+    """Put all that the toolchain's prefix, image and kits are made of into a folder.
+
+    With `pythons` edgekiln's own packages for these too ("" is this one's); the base's packages
+    and the toolchain's come where it stands on a base of ours.
 
     Raises LicenceError, FetchError that names every file that could not be had, DigestError,
     DiskError or AccessError for the folder.
@@ -48,7 +58,7 @@ def fill(toolchain: Toolchain, folder: Path, progress: Progress) -> Filled:
     for kit in toolchain.kits:
         licences.require([kit.licence], whose=kit.name)
     with _writing(folder):
-        return _fill(toolchain, folder, progress)
+        return _fill(toolchain, folder, progress, pythons)
 
 
 @contextmanager
@@ -62,10 +72,14 @@ def _writing(folder: Path) -> Iterator[None]:
         raise disk_error(error, folder) from error
 
 
-def _fill(toolchain: Toolchain, folder: Path, progress: Progress) -> Filled:
+def _fill(
+    toolchain: Toolchain, folder: Path, progress: Progress, pythons: Sequence[str] | None
+) -> Filled:
     folder.mkdir(parents=True, exist_ok=True)
     failures: list[tuple[str, KilnError]] = []
     files = _wheels(toolchain, folder, progress, failures)
+    files += _debs(toolchain, folder, progress, failures)
+    files += _own(pythons, folder, progress, failures)
     repositories = []
     for kit in toolchain.kits:
         archives = making.archives_of(kit, folder, progress, failures)
@@ -76,6 +90,37 @@ def _fill(toolchain: Toolchain, folder: Path, progress: Progress) -> Filled:
     if failures:
         raise making.lacking(failures)
     return Filled(files=tuple(files), repositories=tuple(repositories))
+
+
+def _debs(
+    toolchain: Toolchain, folder: Path, progress: Progress, failures: list[tuple[str, KilnError]]
+) -> list[Path]:
+    """The packages of the toolchain's lock, and those that its base is made of."""
+    from edgekiln.kits import vendordebs
+
+    base = toolchain.base
+    if base.lock is None:
+        return []
+    every = {(deb.name, deb.version): deb for deb in (*base.lock.debs, *toolchain.lock.debs)}
+    return vendordebs.fill(base, list(every.values()), folder, progress, failures)
+
+
+def _own(
+    pythons: Sequence[str] | None,
+    folder: Path,
+    progress: Progress,
+    failures: list[tuple[str, KilnError]],
+) -> list[Path]:
+    """edgekiln's own Python packages, for `./kiln` to set itself up there."""
+    from edgekiln.kits import ownpackages
+
+    if pythons is None:
+        return []
+    try:
+        return ownpackages.bring(folder, pythons, progress)
+    except FetchError as failure:
+        failures.append(("edgekiln's own packages", failure))
+        return []
 
 
 def save_image(engine: Engine, toolchain: Toolchain, folder: Path, progress: Progress) -> Path:
@@ -171,6 +216,7 @@ class _Bringing:
         """Raises FetchError where one of them is in no index, or there in other bytes only."""
         if not wheels:
             return
+        offline.refuse(wheels[0].file, why=f"it is sha256:{wheels[0].sha256}")
         command = pip_command()
         if command is None:
             why = "this Python has no pip"
@@ -222,6 +268,14 @@ class _Hearing:
             self._progress.update(0, None, told)
         elif line.startswith("ERROR: "):
             self.last = self.last or line.removeprefix("ERROR: ").strip()[:300]
+
+
+def save_base(engine: Engine, toolchain: Toolchain, folder: Path, progress: Progress) -> None:
+    """Put the base's image beside the rest, where the engine has it: for engines of any system."""
+    from edgekiln.images import vendoredbase
+
+    if toolchain.base.lock is not None:
+        vendoredbase.save(engine, toolchain.base, folder, progress)
 
 
 def lacks(toolchain: Toolchain) -> list[str]:

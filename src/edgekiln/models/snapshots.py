@@ -13,6 +13,7 @@ place: its links lead out of the model's folder, where a container could not fol
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import threading
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote
 
+from edgekiln import offline
 from edgekiln.digest import digest_file
 from edgekiln.errors import DigestError, DiskError, FetchError, KilnError, ModelError
 from edgekiln.home import home
@@ -31,6 +33,9 @@ from edgekiln.locking import held
 from edgekiln.models.seal import seal, sealed
 from edgekiln.progress import Progress
 
+_ELSEWHERE = (
+    "elsewhere: kiln toolchains fetch NAME --model REF --to DIR; or name a folder: --model DIR"
+)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 RETRIES = (1.0, 3.0, 9.0)  # seconds to wait before each further try
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -107,8 +112,9 @@ def snapshot(
     """The files of `repo` at `revision`, fetched unless they are here already."""
     root = _root(hub, repo)
     revision = revision or hub.revision
-    if not refresh and (path := _recorded(root, revision)):
+    if not refresh and (path := _here(hub, repo, revision)):
         return _snapshot(hub, repo, path)
+    offline.refuse(f"the model {repo} at {revision}", remedy=_ELSEWHERE)
     progress.update(0, what=f"asking for {repo}")
     listing = hub.list(repo, revision)
     path = root / listing.commit
@@ -122,11 +128,19 @@ def snapshot(
 
 def at_hand(hub: Hub, repo: str, revision: str | None) -> bool:
     """Whether `snapshot` finds that revision here, without asking the hub."""
-    return _recorded(_root(hub, repo), revision or hub.revision) is not None
+    return _here(hub, repo, revision or hub.revision) is not None
 
 
-def _root(hub: Hub, repo: str) -> Path:
-    return home() / "models" / hub.kind / repo.replace("/", "--")
+def _here(hub: Hub, repo: str, revision: str) -> Path | None:
+    """Where a revision lies: fetched before, or in the vendor folder."""
+    named = os.environ.get("EDGEKILN_VENDOR")
+    vendor = Path(named).expanduser() if named else None
+    roots = [_root(hub, repo), *([_root(hub, repo, vendor)] if vendor else [])]
+    return next(filter(None, (_recorded(root, revision) for root in roots)), None)
+
+
+def _root(hub: Hub, repo: str, place: Path | None = None) -> Path:
+    return (place or home()) / "models" / hub.kind / repo.replace("/", "--")
 
 
 def _snapshot(hub: Hub, repo: str, path: Path) -> Snapshot:

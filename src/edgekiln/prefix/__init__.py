@@ -64,6 +64,7 @@ def build_prefix(toolchain: Toolchain, progress: Progress) -> Path:
     Raises EngineError where the toolchains' wheels cannot run (they are for Linux x86-64), and
     ImageError where it cannot be filled.
     """
+    from edgekiln.kits import absent
     from edgekiln.kits.vendor import told
     from edgekiln.locking import held
 
@@ -74,6 +75,7 @@ def build_prefix(toolchain: Toolchain, progress: Progress) -> Path:
     lock = home() / "locks" / f"prefix-{path.name}.lock"
     with held(lock, lambda: progress.note(f"waiting: another edgekiln is filling {path.name}")):
         if not prefix_ready(toolchain):
+            absent.refuse([toolchain], None, kits=False)
             shutil.rmtree(path, ignore_errors=True)
             path.parent.mkdir(parents=True, exist_ok=True)
             try:

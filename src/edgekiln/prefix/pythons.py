@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from edgekiln import offline
 from edgekiln.aptrun import can_install, install
 from edgekiln.calls import call
 from edgekiln.errors import ImageError
@@ -22,6 +23,9 @@ def find_python(minor: str, uv: Path, env: Mapping[str, str], progress: Progress
     for path in _candidates(minor, uv, env):
         if _is(path, minor):
             return path
+    if offline.enabled():
+        remedy = f"install python{minor} from the distribution's own media, or --executor docker"
+        raise ImageError(f"no Python {minor} on this machine", remedy=remedy)
     progress.note(f"no Python {minor} here: asking uv to fetch one")
     if _uv(uv, ["install", minor], env) is not None:
         found = _uv(uv, ["find", minor], env)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
+from edgekiln import offline
 from edgekiln.calls import call, last_words
 from edgekiln.errors import EngineError, KilnError, ToolchainError, UsageError, nearest
 from edgekiln.progress import Progress
@@ -278,6 +279,7 @@ def resolve(
     """
     from edgekiln.toolchain.places import answering
 
+    offline.refuse(f"what the indexes have for {what.name}", remedy="lock without --offline")
     progress.update(0, None, "resolving wheels")
     env = uv_environment(pip)
     places = answering(what.places, pip)

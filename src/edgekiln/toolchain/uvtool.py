@@ -12,6 +12,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from edgekiln import offline
 from edgekiln.calls import call, last_words
 from edgekiln.errors import FetchError
 from edgekiln.home import home
@@ -59,6 +60,7 @@ def host_uv(pip: PipSettings, progress: Progress) -> Path:
 
 
 def _download(pinned: Wheel, into: Path) -> Path:
+    offline.refuse(pinned.file, why=f"it is sha256:{pinned.sha256}")
     command = pip_command()
     if command is None:
         raise FetchError("uv cannot be fetched", why="this Python has no pip", remedy="install pip")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from edgekiln import offline
 from edgekiln.fetch import differs, on_this_machine
 from edgekiln.transfer import BUSY, Pin, cause, shown
 from edgekiln.upstream import CHANGED, GONE, NOT_REACHED, OK, Answer
@@ -62,6 +63,8 @@ def request(
     """
     import requests
 
+    if offline.enabled():
+        raise NotReachedError("--offline asks nobody")
     sent = {"Accept-Encoding": "identity", **(headers or {})}
     keys = {"timeout": TIMEOUT, "allow_redirects": True, "stream": True, **options}
     for pause in (_PAUSE, None):

@@ -1,0 +1,64 @@
+"""`kiln toolchains fetch`: one folder with all that a machine without a network needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekiln import units
+from edgekiln.commands import _engine, _task, _toolchains, _words
+from edgekiln.progress import Progress
+
+if TYPE_CHECKING:
+    from edgekiln.toolchain import Toolchain
+
+
+def toolchains_fetch(names: str, *, to: Path, image: bool, model: str, pythons: str) -> None:
+    """Fill a folder with all that toolchains are made of, edgekiln's own packages, and a model.
+
+    `pythons` are the versions that edgekiln runs on there, with commas; "" is this one's.
+    """
+    from edgekiln.kits import licences, vendormodel
+    from edgekiln.toolchain import load_toolchain
+
+    toolchains = [load_toolchain(name) for name in _toolchains(names)]
+    licences.settle_for([kit for toolchain in toolchains for kit in toolchain.kits])
+    folder = to.expanduser().absolute()
+    for toolchain in toolchains:
+        with _task(f"fetch {toolchain.asked}") as task:
+            lines = _fill(toolchain, folder, _words(pythons), task, image=image)
+        print("\n".join(lines))
+    if model:
+        with _task("model") as task:
+            files = vendormodel.fill(model, folder, task)
+        print(f"{model}: {len(files)} files ({_size(files)})")
+
+
+def _fill(
+    toolchain: Toolchain, folder: Path, pythons: Sequence[str], task: Progress, *, image: bool
+) -> list[str]:
+    """Fill the folder with one toolchain's inputs; what to say of it."""
+    from edgekiln import images, sbom
+    from edgekiln.engine import find_engine
+    from edgekiln.kits import vendor
+
+    filled = vendor.fill(toolchain, folder, task, pythons=pythons)
+    lines = [
+        f"{folder}: {toolchain.asked}: {len(filled.files)} files ({_size(filled.files)}), "
+        f"{len(filled.repositories)} repositories"
+    ]
+    if image:
+        images.build(_engine(), toolchain, task)
+        saved = vendor.save_image(_engine(), toolchain, folder, task)
+        sbom.put_beside(toolchain, saved)
+        lines.append(f"{saved} ({_size(saved.rglob('*'))})")
+    # After an image is built its base is there; else where an earlier build has left it.
+    engine = find_engine()
+    if engine is not None:
+        vendor.save_base(engine, toolchain, folder, task)
+    return lines
+
+
+def _size(files: Iterable[Path]) -> str:
+    return units.size(sum(path.stat().st_size for path in files))
