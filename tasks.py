@@ -17,9 +17,9 @@ from edgekiln import cli
 from edgekiln.backends import option_specs, options_by_backend
 
 _OPTIONS = option_specs()
-_DEBUG = {"debug": "show Python's traceback when something fails"}
+_TRACE = {"debug": "show Python's traceback when something fails"}
 _COMMON = {
-    **_DEBUG,
+    **_TRACE,
     "json": "print one JSON event a line on standard output, for CI (docs/ci.md)",
     "quiet": "print results and errors only",
 }
@@ -284,7 +284,7 @@ def doctor(
         )
 
 
-@task(name="list", help=_DEBUG, auto_shortflags=False)
+@task(name="list", help=_COMMON, auto_shortflags=False)
 @cli.command
 def images_list(c: Context) -> None:
     """List the toolchains' images and whether they are built."""
@@ -297,7 +297,7 @@ def images_list(c: Context) -> None:
     name="build",
     positional=["name"],
     help={
-        **_DEBUG,
+        **_COMMON,
         **_TOOLCHAIN,
         "base": "build on another base: debian-12, or any image the engine can have",
         "frozen": "refuse packages of the distribution that are not exactly the locked ones",
@@ -348,7 +348,7 @@ def images_build(
 @task(
     name="verify",
     positional=["name"],
-    help={**_DEBUG, **_TOOLCHAIN},
+    help={**_COMMON, **_TOOLCHAIN},
     auto_shortflags=False,
 )
 @cli.command
@@ -365,7 +365,7 @@ def images_verify(c: Context, name: str) -> None:
 @task(
     name="gc",
     auto_shortflags=False,
-    help={"debug": _COMMON["debug"], "dry-run": "only say what would go"},
+    help={**_COMMON, "dry-run": "only say what would go"},
 )
 @cli.command
 def images_gc(c: Context, dry_run: bool = False) -> None:
@@ -382,7 +382,7 @@ def images_gc(c: Context, dry_run: bool = False) -> None:
     name="export",
     positional=["name"],
     help={
-        **_DEBUG,
+        **_COMMON,
         **_TOOLCHAIN,
         "to": "the folder to write, or one file where it ends in .tar",
         "o": "the same as --to",
@@ -414,7 +414,7 @@ _ROOTFS = {"rootfs": "lay it out as a folder for --executor rootfs; no engine is
 @task(
     name="load",
     positional=["path"],
-    help={**_DEBUG, **_ROOTFS, "path": "the folder or the .tar that `kiln images export` wrote"},
+    help={**_COMMON, **_ROOTFS, "path": "the folder or the .tar that `kiln images export` wrote"},
     auto_shortflags=False,
 )
 @cli.command
@@ -434,7 +434,7 @@ def images_load(c: Context, path: str, rootfs: bool = False) -> None:
     name="pull",
     positional=["name"],
     help={
-        **_DEBUG,
+        **_COMMON,
         **_TOOLCHAIN,
         **_ROOTFS,
         "from": "HOST/REPOSITORY of a registry (or EDGEKILN_REGISTRY)",
@@ -457,7 +457,7 @@ def images_pull(c: Context, name: str, from_: str = "", rootfs: bool = False) ->
 @task(
     name="push",
     positional=["name"],
-    help={**_DEBUG, **_TOOLCHAIN, "to": "HOST/REPOSITORY of a registry (or EDGEKILN_REGISTRY)"},
+    help={**_COMMON, **_TOOLCHAIN, "to": "HOST/REPOSITORY of a registry (or EDGEKILN_REGISTRY)"},
     auto_shortflags=False,
 )
 @cli.command
@@ -475,7 +475,7 @@ def images_push(c: Context, name: str, to: str = "") -> None:
     name="sbom",
     positional=["name"],
     help={
-        **_DEBUG,
+        **_COMMON,
         **_TOOLCHAIN,
         "to": "the file to write (default: standard output)",
         "executor": "look into the image (docker), the prefix (native), or what is there (auto)",
@@ -499,13 +499,13 @@ def images_sbom(c: Context, name: str, to: str = "", executor: str = "auto") -> 
     name="shell",
     positional=["name"],
     help={
-        **_DEBUG,
+        **_TRACE,
         **_TOOLCHAIN,
         "folder": "the folder of this machine to find at /work (default: scripts/)",
     },
     auto_shortflags=False,
 )
-@cli.command
+@cli.at_terminal
 def images_shell(c: Context, name: str, folder: str = "") -> None:
     """Open a shell in an image, with a folder (default: scripts/) at /work.
 
@@ -520,7 +520,7 @@ def images_shell(c: Context, name: str, folder: str = "") -> None:
     name="get",
     positional=["ref"],
     help={
-        **_DEBUG,
+        **_COMMON,
         **_PICKLE,
         "ref": _MODEL,
         "refresh": "ask the Hub again which commit the model's branch is at",
@@ -544,7 +544,7 @@ def models_get(c: Context, ref: str, refresh: bool = False, trust_pickle: bool =
 @task(
     name="show",
     positional=["ref"],
-    help={**_DEBUG, **_PICKLE, "ref": f"{_MODEL}; fetched first if it is not here"},
+    help={**_COMMON, **_PICKLE, "ref": f"{_MODEL}; fetched first if it is not here"},
     auto_shortflags=False,
 )
 @cli.command
@@ -558,7 +558,7 @@ def models_show(c: Context, ref: str, trust_pickle: bool = False) -> None:
     run(ref, refresh=False, trust_pickle=trust_pickle)
 
 
-@task(name="list", help=_DEBUG, auto_shortflags=False)
+@task(name="list", help=_COMMON, auto_shortflags=False)
 @cli.command
 def toolchains_list(c: Context) -> None:
     """List the toolchains and what they hold."""
@@ -570,7 +570,7 @@ def toolchains_list(c: Context) -> None:
 @task(
     name="show",
     positional=["name"],
-    help={**_DEBUG, **_TOOLCHAIN},
+    help={**_COMMON, **_TOOLCHAIN},
     auto_shortflags=False,
 )
 @cli.command
@@ -587,7 +587,7 @@ def toolchains_show(c: Context, name: str) -> None:
 @task(
     name="lock",
     help={
-        **_DEBUG,
+        **_COMMON,
         "name": "one toolchain or base, e.g. mnn or debian-12 (default: all of them)",
         "check": "change nothing; say what has drifted, and leave with 4 if anything has",
         "only": "refresh these, the rest stays as locked: packages by name, or wheels, debs, uv, "
@@ -683,7 +683,7 @@ def toolchains_outdated(
     name="fetch",
     positional=["name"],
     help={
-        **_DEBUG,
+        **_COMMON,
         "name": "the toolchain, as `kiln toolchains list` names it; several with commas",
         "to": "the folder to fill; what it has already stays",
         "image": "build the image too and put it there: then base and packages are in it",
@@ -721,7 +721,7 @@ def toolchains_fetch(
     run(name, to=Path(to), image=image, model=model, pythons=python)
 
 
-@task(name="list", help=_DEBUG, auto_shortflags=False)
+@task(name="list", help=_COMMON, auto_shortflags=False)
 @cli.command
 def recipes_list(c: Context) -> None:
     """List the ready builds."""
@@ -733,7 +733,7 @@ def recipes_list(c: Context) -> None:
 @task(
     name="show",
     positional=["name"],
-    help={**_DEBUG, "name": "a name from `kiln recipes list`, or a YAML file of your own"},
+    help={**_COMMON, "name": "a name from `kiln recipes list`, or a YAML file of your own"},
     auto_shortflags=False,
 )
 @cli.command
@@ -747,7 +747,7 @@ def recipes_show(c: Context, name: str) -> None:
     run(name)
 
 
-@task(name="list", help=_DEBUG, auto_shortflags=False)
+@task(name="list", help=_COMMON, auto_shortflags=False)
 @cli.command
 def store_list(c: Context) -> None:
     """List finished stages: what, when, how large."""
@@ -759,7 +759,7 @@ def store_list(c: Context) -> None:
 @task(
     name="gc",
     help={
-        **_DEBUG,
+        **_COMMON,
         "days": "remove what no build has used for this many days (default: 30)",
         "everything": "remove all finished stages, whenever they were used",
         "dry-run": "say what would go; remove nothing",
@@ -784,7 +784,7 @@ def store_gc(c: Context, days: int = 30, everything: bool = False, dry_run: bool
     name="lint",
     positional=["folder"],
     help={
-        **_DEBUG,
+        **_COMMON,
         "folder": "the folder with Genie's configuration: a bundle of edgekiln's or anyone's",
         "model": "the model's folder or its config.json, to hold the configuration against",
     },
@@ -873,7 +873,7 @@ def verify_bundle(
     name="check",
     positional=["file"],
     help={
-        **_DEBUG,
+        **_COMMON,
         "file": "an mlc-package-config.json, or the folder it is in: a bundle's or your own",
     },
     auto_shortflags=False,
@@ -893,7 +893,7 @@ def package_check(c: Context, file: str) -> None:
     run(file)
 
 
-@task(name="up", help=_DEBUG, auto_shortflags=False)
+@task(name="up", help=_COMMON, auto_shortflags=False)
 @cli.command
 def engine_up(c: Context) -> None:
     """Install and start a container engine (root on Debian or Ubuntu: docker.io).
@@ -906,7 +906,7 @@ def engine_up(c: Context) -> None:
     run()
 
 
-@task(name="show", help=_DEBUG, auto_shortflags=False)
+@task(name="show", help=_COMMON, auto_shortflags=False)
 @cli.command
 def engine_show(c: Context) -> None:
     """Say which container engine answers, or why none does."""
@@ -915,7 +915,7 @@ def engine_show(c: Context) -> None:
     run()
 
 
-@task(name="down", help=_DEBUG, auto_shortflags=False)
+@task(name="down", help=_COMMON, auto_shortflags=False)
 @cli.command
 def engine_down(c: Context) -> None:
     """Stop the engine that `kiln engine up` started, and no other."""
@@ -1088,7 +1088,7 @@ def device_profile(
 @task(
     positional=["folder"],
     help={
-        **_DEBUG,
+        **_COMMON,
         "folder": "the bundle's folder, as `kiln build` names it at its end",
         "to": "add the page to this file, e.g. $GITHUB_STEP_SUMMARY (default: standard output)",
     },
@@ -1154,7 +1154,7 @@ def inspect(
 
 @task(
     help={
-        **_DEBUG,
+        **_COMMON,
         "folder": "the bundle to sign",
         "key": "the private key, PEM (default: the one that --new-key made)",
         "new-key": "make a key for you, at --key or its default place; with a bundle, sign it then",
@@ -1225,7 +1225,7 @@ def verify_images(
     name="signature",
     positional=["folder"],
     help={
-        **_DEBUG,
+        **_COMMON,
         "folder": "the bundle to verify",
         "key": "the signer's public key, PEM (default: your own)",
         "identity": "Sigstore: who must have signed it, e.g. a mail address",
@@ -1252,14 +1252,14 @@ def verify_signature(
 
 @task(
     help={
-        **_DEBUG,
+        **_TRACE,
         "path": "a folder or file under tests/, or FILE::TEST (default: all tests)",
         "unit": "only the tests that need no container engine and no toolchain",
         "args": "further arguments for pytest, in quotes",
     },
     auto_shortflags=False,
 )
-@cli.command
+@cli.at_terminal
 def test(c: Context, path: str = "", unit: bool = False, args: str = "") -> None:
     """Run the tests.
 
@@ -1278,14 +1278,14 @@ def test(c: Context, path: str = "", unit: bool = False, args: str = "") -> None
 
 @task(
     help={
-        **_DEBUG,
+        **_TRACE,
         "only": "one measurement by its name; a name there is not lists them all",
         "repeat": "how often each is taken; the median is shown (default: 5)",
         "json": "write the figures, with every sample, into this file",
     },
     auto_shortflags=False,
 )
-@cli.command
+@cli.at_terminal
 def bench(c: Context, only: str = "", repeat: int = 5, json: str = "") -> None:
     """Measure what edgekiln itself costs: each figure is a median, with its spread.
 

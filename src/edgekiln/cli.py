@@ -6,6 +6,7 @@ import contextlib
 import errno
 import functools
 import inspect
+import io
 import os
 import re
 import signal
@@ -19,7 +20,7 @@ from typing import Any
 from edgekiln.backends import list_backends
 from edgekiln.errors import KilnError, UsageError, nearest
 from edgekiln.options import Spec, Value
-from edgekiln.report import Reporter, make_reporter, paint, unless_gone
+from edgekiln.report import Reporter, make_reporter, paint, shown_as, unless_gone
 
 _INTERRUPTED = 130
 _STOPPED = "stopped; finished stages are kept"
@@ -36,7 +37,8 @@ def reporting(
     reporter = make_reporter(quiet=quiet, as_json=as_json)
     restore = _terminate_like_interrupt()
     try:
-        yield reporter
+        with shown_as(quiet=quiet, as_json=as_json):
+            yield reporter
     except KilnError as error:
         reporter.close()
         if debug:
@@ -103,22 +105,57 @@ def _terminate_like_interrupt() -> Callable[[], None]:
 
 
 def command(body: Callable[..., None]) -> Callable[..., None]:
-    """Make a function a command: it takes `debug` from its own flags and fails with words."""
+    """Make a function that prints a command: it takes `debug`, `quiet` and `json` besides its own.
+
+    With `json`, what it prints for people is one result, `printed`; it fails with words.
+    """
+
+    @functools.wraps(body)
+    def run(*args: Any, **kwargs: Any) -> None:
+        debug, quiet, as_json = (bool(kwargs.pop(name, False)) for name in _FLAGS)
+        with (
+            reporting(debug=debug, quiet=quiet, as_json=as_json) as reporter,
+            _printed(reporter) if as_json else contextlib.nullcontext(),
+        ):
+            body(*args, **kwargs)
+
+    run.__signature__ = _with_flags(inspect.signature(body), _FLAGS)  # type: ignore[attr-defined]
+    return run
+
+
+def at_terminal(body: Callable[..., None]) -> Callable[..., None]:
+    """The same for a command whose programs write to the terminal themselves: `debug` only."""
 
     @functools.wraps(body)
     def run(*args: Any, **kwargs: Any) -> None:
         with reporting(debug=bool(kwargs.pop("debug", False))):
             body(*args, **kwargs)
 
-    run.__signature__ = _with_flag(inspect.signature(body), "debug")  # type: ignore[attr-defined]
+    own = inspect.signature(body)
+    run.__signature__ = _with_flags(own, _FLAGS[:1])  # type: ignore[attr-defined]
     return run
 
 
-def _with_flag(signature: inspect.Signature, name: str) -> inspect.Signature:
-    if name in signature.parameters:
-        return signature
-    flag = inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=False)
-    return signature.replace(parameters=[*signature.parameters.values(), flag])
+_FLAGS = ("debug", "quiet", "json")
+
+
+@contextmanager
+def _printed(reporter: Reporter) -> Iterator[None]:
+    """Make one result of what is printed, also of what was before an error."""
+    text = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(text):
+            yield
+    finally:
+        if said := text.getvalue().strip("\n"):
+            reporter.result("printed", said.splitlines(), said)
+
+
+def _with_flags(signature: inspect.Signature, names: Iterable[str]) -> inspect.Signature:
+    own = signature.parameters
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    flags = [inspect.Parameter(name, kind, default=False) for name in names if name not in own]
+    return signature.replace(parameters=[*own.values(), *flags])
 
 
 def with_options(specs: Iterable[Spec]) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
 
 from edgekiln import units
@@ -56,15 +57,43 @@ class Task:
         self._reporter.say(f"{self._name}: {text}")
 
 
-def make_reporter(*, quiet: bool = False, as_json: bool = False) -> Reporter:
-    """The reporter that fits the flags and where the output goes."""
-    if as_json:
-        return JsonReporter(sys.stdout)
-    if quiet:
+def make_reporter(*, quiet: bool | None = None, as_json: bool | None = None) -> Reporter:
+    """The reporter that fits the flags (left out: the command's own) and where the output goes."""
+    way = _WAYS[-1]
+    if way.as_json if as_json is None else as_json:
+        return JsonReporter(way.out or sys.stdout)
+    if way.quiet if quiet is None else quiet:
         return QuietReporter(sys.stdout, sys.stderr)
     if sys.stderr.isatty():
         return BarReporter(sys.stdout, sys.stderr)
     return LineReporter(sys.stdout, sys.stderr)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Way:
+    """How a command is to show things; `out` is its standard output."""
+
+    quiet: bool = False
+    as_json: bool = False
+    out: TextIO | None = None
+
+
+_WAYS = [_Way()]
+
+
+@contextmanager
+def shown_as(*, quiet: bool, as_json: bool) -> Iterator[None]:
+    """What is shown inside goes the way of the command's flags, whoever makes a reporter for it."""
+    _WAYS.append(_Way(quiet=quiet, as_json=as_json, out=sys.stdout))
+    try:
+        yield
+    finally:
+        _WAYS.pop()
+
+
+def may_ask() -> bool:
+    """Whether somebody is at the terminal who can be asked: nobody is behind --json."""
+    return sys.stdin.isatty() and sys.stderr.isatty() and not _WAYS[-1].as_json
 
 
 class JsonReporter:

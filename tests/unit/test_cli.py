@@ -72,7 +72,7 @@ def test_help_names_what_all_builds_take_and_where_the_rest_is() -> None:
     for flag in ("--model", "--preset", "--dry-run", "--json", "kiln help build --backend mlc"):
         assert flag in shown
     assert "--quant-bit" not in shown.partition("Options:")[2]
-    assert len(shown.splitlines()) < 70
+    assert len(shown.splitlines()) < 80
 
 
 @pytest.mark.parametrize("backend", ["mnn", "qnn", "mlc"])
@@ -180,6 +180,64 @@ def test_json_errors_are_one_object() -> None:
     done = kiln("build", "--backend", "mnn", "--quant-bit", "5", "--json")
     event = json.loads(done.stdout.splitlines()[-1])
     assert (event["event"], event["kind"], event["exit_code"]) == ("error", "usage", 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["toolchains", "list"], 0),
+        (["recipes", "show", "smollm2-135m-mnn"], 0),
+        (["store", "gc"], 0),
+        (["models", "get", "./no-such"], 3),
+        (["toolchains", "fetch", "mmn", "--to", "x"], 4),
+        (["bundle", "lint", "./no-such"], 15),
+        (["status"], 0),
+    ],
+)
+def test_with_json_all_of_any_command_is_events(
+    tmp_path: Path, words: list[str], code: int
+) -> None:
+    done = kiln(*words, "--json", EDGEKILN_HOME=str(tmp_path))
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (done.returncode, done.stderr) == (code, "")
+    assert events[-1]["event"] == ("error" if code else "result")
+    if code:
+        assert events[-1]["exit_code"] == code
+    else:
+        plain = kiln(*words, EDGEKILN_HOME=str(tmp_path))
+        assert events[-1]["text"] == plain.stdout.strip("\n") != ""
+
+
+def test_every_command_that_does_not_own_the_terminal_takes_json_and_quiet() -> None:
+    from tasks import namespace
+
+    lacking = {
+        context.name
+        for context in namespace.to_contexts()
+        if not {"json", "quiet"} <= set(context.args) or context.args["json"].kind is not bool
+    }
+    assert lacking == {"images.shell", "test", "bench"}
+
+
+def test_nobody_is_asked_behind_json() -> None:
+    """At a real terminal, where without --json there would be a question, and no end."""
+    pty = pytest.importorskip("pty")
+    master, slave = pty.openpty()
+    ask = "from edgekiln import report; print(report.may_ask())"
+    within = "from edgekiln import report\nwith report.shown_as(quiet=False, as_json=True):\n"
+    for code, said in ((ask, "True"), (within + "    print(report.may_ask())", "False")):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": str(project() / "src")},
+            stdin=slave,
+            stdout=subprocess.PIPE,
+            stderr=slave,
+            text=True,
+            check=False,
+        )
+        assert done.stdout.strip() == said
+    os.close(master)
+    os.close(slave)
 
 
 def test_an_empty_store_is_listed_and_swept(tmp_path: Path) -> None:

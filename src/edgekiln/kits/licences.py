@@ -17,6 +17,7 @@ from edgekiln.errors import LicenceError, UsageError, nearest
 from edgekiln.home import home
 from edgekiln.kits.firstuse import read_json, write_json
 from edgekiln.locking import held
+from edgekiln.report import may_ask
 
 if TYPE_CHECKING:
     from edgekiln.kits import Kit
@@ -86,7 +87,7 @@ def settle(names: Iterable[str], *, whose: str) -> None:
     Raises LicenceError where one is refused or nobody can be asked.
     """
     for name in sorted({name for name in names if name}):
-        if not accepted(name) and sys.stdin.isatty() and sys.stderr.isatty():
+        if not accepted(name) and may_ask():
             if not _ask(LICENCES[name], whose):
                 raise _refused(LICENCES[name], whose, why="you did not accept it")
             _record(name, "terminal")
