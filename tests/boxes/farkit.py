@@ -18,7 +18,7 @@ from tests.builds.kit import call
 class Cable:
     """Passes bytes on between this machine and another; it can be cut, and counts.
 
-    `limit` (bytes a second, from here to there) leaves time to cut in the middle of a transfer.
+    `limit` (bytes a second) leaves time to cut in the middle of a transfer.
     """
 
     def __init__(self, to: tuple[str, int], limit: int = 0) -> None:
@@ -90,10 +90,10 @@ class Cable:
     def _count(self, size: int, *, outward: bool) -> None:
         if outward:
             self.sent += size
-            if self.limit:
-                time.sleep(size / self.limit)
         else:
             self.received += size
+        if self.limit:
+            time.sleep(size / self.limit)
 
 
 @dataclass(kw_only=True)

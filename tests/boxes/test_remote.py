@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
+from edgekiln import units
+from edgekiln.engine import Engine
 from tests.boxes import farkit, kit
 from tests.boxes.conftest import Rent
 from tests.boxes.farkit import Second
 from tests.builds.kit import LENIENT, Kiln, three_lines, until
+from tests.unit.servers import HubHandler, Site, serving
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
@@ -46,7 +50,7 @@ def afresh(machine: Second) -> Second:
     """The same with no finished stages, no files of ours but edgekiln's own, and no limit."""
     gone = ("store", "remote/blobs", "remote/parts", "remote/inputs", "remote/jobs")
     machine.box.must("rm", "-rf", *(f"{kit.HOME}/{name}" for name in gone), user="root")
-    machine.cable.limit = 0
+    machine.cable.limit = machine.cable.cuts = 0
     machine.named()
     return machine
 
@@ -162,6 +166,27 @@ COMPILER = "qnn/compile.py"
 _PROGRAM = "^[^ ]*python3 -s [^ ]*qnn/compile.py"
 
 
+def test_a_line_cut_while_outputs_come_back_goes_on_at_the_byte(
+    afresh: Second, kiln: Kiln, tiny: Path, at_home: dict[str, str]
+) -> None:
+    cable = afresh.cable
+    process = begun(kiln, afresh, tiny, "--on", "quantize=second")
+    events(process, lambda e: "sent to second" in e.get("text", ""))
+    cable.limit, begin = 200_000, cable.received
+
+    def half() -> bool:
+        return cable.received - begin > 300_000
+
+    cable.cut_once(half)
+    found = rest(process)
+    assert cable.cuts == 1
+    assert "the connection was lost" in notes(found)
+    total = figures(found, "stages")["quantize"]["size"]
+    print("back", total, "of which over the cable", cable.received - begin)
+    assert total < cable.received - begin < total * 1.25
+    assert sums(kiln.here / "bundle") == at_home
+
+
 def test_a_stage_goes_on_while_the_line_is_cut_and_is_picked_up(
     afresh: Second, kiln: Kiln, tiny: Path, at_home: dict[str, str]
 ) -> None:
@@ -265,16 +290,89 @@ def test_a_key_that_is_not_known_is_refused_with_the_line_to_add(
     assert "another key" in three_lines(done)[0]
 
 
+REPO = "acme/Tiny-Llama"
+TOKEN = "hf_" + hashlib.sha256(b"a token of nobody").hexdigest()[:32]
+
+
+@pytest.fixture
+def gated(engine: Engine, tiny: Path) -> Iterator[type[Gated]]:
+    """A Hub that both machines reach and that answers to the token only."""
+    site = Site()
+    for path in tiny.iterdir():
+        site.files[f"/{REPO}/{path.name}"] = path.read_bytes()
+    handler = type("Bound", (Gated,), {"told": [], "look": staticmethod(lambda: None)})
+    host = kit.gateway(engine)
+    with serving(site, handler, host=host):
+        handler.url = f"http://{host}:{site.url.rpartition(':')[2]}"
+        yield handler
+
+
+class Gated(HubHandler):
+    """Answers to the token only; `told` has who asked for which path, `look` is called first."""
+
+    told: ClassVar[list[tuple[str, str]]]
+    look: ClassVar[Callable[[], None]]
+    url: ClassVar[str]
+
+    def do_GET(self) -> None:  # noqa: N802 - the server's name for it
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            self.error(401, "GatedRepo")
+            return
+        type(self).told.append((self.client_address[0], self.path))
+        type(self).look()
+        super().do_GET()
+
+
 def test_a_token_reaches_the_one_process_that_needs_it_and_no_file(
-    afresh: Second, kiln: Kiln, tiny: Path
+    afresh: Second,
+    gated: type[Gated],
+    tiny: Path,
+    share_expensive: Callable[[Path], Path],
+    tmp_path: Path,
 ) -> None:
-    token = "hf_" + hashlib.sha256(b"a token of nobody").hexdigest()[:32]
-    afresh.named(models="fetch")
-    out = ("--out", str(kiln.here / "bundle"))
-    words = build(tiny, "--on", "quantize=second", "--prove", "none")
-    done = kiln(*words, *out, "--json", HF_TOKEN=token, **afresh.env)
-    assert done.returncode == 0, done.stderr
-    assert token not in done.stdout + done.stderr
-    place = afresh.box.run("grep", "-rl", token, kit.DATA, "/root", "/tmp", "/var/log", user="root")
+    box = afresh.box
+    (tmp_path / "kiln").mkdir()
+    home = share_expensive(tmp_path / "kiln")
+    (home / "models").unlink()  # what is fetched here is not for the user
+    kiln = Kiln(home=home, here=tmp_path)
+    seen: set[str] = set()
+    arguments: list[str] = []
+
+    def look() -> None:
+        """Who has the token in its environment, and what command lines there are."""
+        if gated.told[-1][0] == box.address:
+            script = (
+                f"for p in /proc/[0-9]*; do tr '\\0' '\\n' <$p/environ 2>/dev/null | "
+                f"grep -qx HF_TOKEN={TOKEN} && tr '\\0' ' ' <$p/cmdline && echo; done; true"
+            )
+            seen.update(line for line in box.run("sh", "-c", script).stdout.splitlines() if line)
+            arguments.append(box.must("ps", "-eo", "args", user="root"))
+
+    gated.look = staticmethod(look)  # type: ignore[assignment]
+    env = f"{{EDGEKILN_VENDOR: /media/vendor, PIP_NO_INDEX: '1', HF_ENDPOINT: '{gated.url}'}}"
+    afresh.named(models="fetch", env=env)
+    words = build(Path(REPO), "--on", "graph=second", "--on", "quantize=second", "--prove", "none")
+    mine = {"HF_ENDPOINT": gated.url, "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0", **afresh.env}
+    done = kiln(*words, "--out", str(tmp_path / "bundle"), "--json", **mine)
+    assert done.returncode == 0, done.stderr + done.stdout[-2000:]
+    asked = [path for who, path in gated.told if who == box.address]
+    assert any(path.endswith("model.safetensors") for path in asked), "it fetched by itself"
+    said = notes([json.loads(line) for line in done.stdout.splitlines()])
+    sent = re.findall(r"sent to second: (.*)", said)
+    weights = next(tiny.glob("*.safetensors")).stat().st_size
+    print(sent, weights)
+    # The texts it is measured with are not the model's; its weights did not go over.
+    went = [
+        units.parse_size(text.partition(" in ")[0], where="sent") for text in sent if text[0] > "0"
+    ]
+    assert len(sent) == 2 and sum(went) < weights
+    assert seen and all("edgekiln.remote.work" in line for line in seen), seen
+    assert arguments and not any(TOKEN in text.replace(_GREP, "") for text in arguments)
+    assert TOKEN not in done.stdout + done.stderr
+    place = box.run("grep", "-rl", TOKEN, kit.DATA, "/root", "/tmp", "/var/log", "/run")
     assert not place.stdout
-    assert not [p for p in kiln.home.rglob("*") if p.is_file() and token.encode() in p.read_bytes()]
+    ours = [p for p in home.rglob("*") if p.is_file() and not p.is_symlink()]
+    assert not [p for p in ours if TOKEN.encode() in p.read_bytes()]
+
+
+_GREP = f"grep -qx HF_TOKEN={TOKEN}"

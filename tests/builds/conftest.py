@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 def bench(tmp_path: Path) -> Bench:
     """Stages are plain processes of this Python."""
     return Bench(
-        tmp_path, SimpleNamespace(name="plain", digest="0" * 64, env={}, summary="", kits=())
+        tmp_path,
+        SimpleNamespace(
+            name="plain", digest="0" * 64, installed="0" * 64, env={}, summary="", kits=()
+        ),
     )
 
 

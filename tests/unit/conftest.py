@@ -26,7 +26,10 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def bench(tmp_path: Path) -> Bench:
     """A store and a runner whose stages are run by this Python, from a toolchain of nothing."""
     return Bench(
-        tmp_path, SimpleNamespace(name="plain", digest="0" * 64, env={}, summary="", kits=())
+        tmp_path,
+        SimpleNamespace(
+            name="plain", digest="0" * 64, installed="0" * 64, env={}, summary="", kits=()
+        ),
     )
 
 

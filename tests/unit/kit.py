@@ -15,7 +15,7 @@ from edgekiln.executors.native import NativeExecutor
 from edgekiln.home import project
 from edgekiln.pipeline import Input, Output, Pipeline, Stage
 from edgekiln.plan import Planner
-from edgekiln.runner import Done, Limits, Runner
+from edgekiln.runner import Done, Limits, Place, Runner
 from edgekiln.store import Store
 
 
@@ -85,8 +85,10 @@ class Bench:
         (self.scripts / name).write_text(text, encoding="utf-8")
         return name
 
-    def run(self, pipeline: Pipeline) -> dict[str, Done]:
-        """Plan and run a pipeline."""
+    def run(
+        self, pipeline: Pipeline, elsewhere: Mapping[str, Place] | None = None
+    ) -> dict[str, Done]:
+        """Plan and run a pipeline, some of its stages elsewhere."""
         planner = Planner(self.store, self.toolchains, self.heard, self.scripts)
         runner = Runner(
             store=self.store,
@@ -95,6 +97,7 @@ class Bench:
             reporter=self.heard,
             limits=self.limits,
             logs=self.root / "logs",
+            elsewhere=elsewhere,
         )
         return runner.run(pipeline, planner.plan(pipeline))
 

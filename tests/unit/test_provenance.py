@@ -31,7 +31,9 @@ from tests.unit.kit import Bench
 
 MODEL = {"name": "m", "source": f"hub:org/m@{'a' * 40}", "digest": "0" * 64}
 ABOUT = {"build_key": "k1", "backend": "mnn", "model": MODEL, "figures": {}}
-PLAIN: Any = SimpleNamespace(name="plain", digest="0" * 64, env={}, summary="", kits=())
+PLAIN: Any = SimpleNamespace(
+    name="plain", digest="0" * 64, installed="0" * 64, env={}, summary="", kits=()
+)
 
 
 def pipeline(root: Path) -> Pipeline:

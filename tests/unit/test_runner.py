@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import threading
 import time
@@ -12,6 +13,7 @@ import pytest
 from edgekiln.errors import KilnError, OutOfMemoryError, StageError, UsageError
 from edgekiln.executors import kills, processes
 from edgekiln.pipeline import FromPath, FromStage, Output, Pipeline, Stage
+from edgekiln.runner import Limits, Place
 from tests.unit.kit import Bench, stage
 
 
@@ -290,3 +292,26 @@ def test_a_stage_has_no_network(bench: Bench) -> None:
 def test_inputs_in_the_wrong_order_are_refused() -> None:
     with pytest.raises(UsageError, match="not made before it"):
         Pipeline(stages=(stage("b", "b.py", x=FromStage(stage="a", output="made")),))
+
+
+def test_stages_elsewhere_take_nothing_of_this_machine(bench: Bench) -> None:
+    """Two that would not fit here together run at once, one of them elsewhere."""
+    here, there = bench.root / "here", bench.root / "there"
+    wait = """
+        mine, other = (Path(p) for p in stage.params["places"])
+        mine.touch()
+        while not other.exists():
+            time.sleep(0.01)
+        stage.output('made').write_text(str(stage.cpus))
+    """
+    bench.program("wait.py", wait)
+    params = {"first": [str(here), str(there)], "second": [str(there), str(here)]}
+    stages = [
+        dataclasses.replace(stage(name, "wait.py", memory=900 << 20), params={"places": places})
+        for name, places in params.items()
+    ]
+    limits = Limits(cpus=7, memory=1 << 30)
+    place = Place(name="big", executor=bench.executor(), limits=limits)
+    done = bench.run(Pipeline(stages=tuple(stages)), elsewhere={"second": place})
+    assert done["first"].entry.output("made").read_text() == "2"
+    assert done["second"].entry.output("made").read_text() == "7"

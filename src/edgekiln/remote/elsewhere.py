@@ -84,7 +84,8 @@ class Elsewhere:
         host = executor.host
         self._reporter.started(host.name, f"reaching {host.address}")
         try:
-            executor.connect(Task(self._reporter, host.name))
+            asked = {p.toolchain.asked for p in self._on(executor)}
+            executor.connect(Task(self._reporter, host.name), sorted(asked))
         except KilnError:
             self._reporter.ended(host.name, "failed", {})
             raise

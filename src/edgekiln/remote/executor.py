@@ -65,8 +65,11 @@ class RemoteExecutor:
         self._stop = threading.Event()
         self._incoming = home() / "incoming"
 
-    def connect(self, progress: Progress) -> None:
-        """Reach the machine, bring edgekiln's own files over, and ask what it has."""
+    def connect(self, progress: Progress, toolchains: Sequence[str] = ()) -> None:
+        """Reach the machine, bring edgekiln's own files over, and ask what it has.
+
+        Where stages run there may depend on the toolchains they want.
+        """
         packed = pack()
 
         def work() -> Far:
@@ -74,7 +77,8 @@ class RemoteExecutor:
 
         self._far = again(work, self.link, self._say, self._stop)
         with self._line() as line:
-            self.there = line.again(lambda: line.ask(do="look", executor=self.host.executor))
+            asked = {"executor": self.host.executor, "toolchains": sorted(toolchains)}
+            self.there = line.again(lambda: line.ask(do="look", **asked))
         self.name = f"ssh:{self.there['executor']}"
 
     @property

@@ -32,7 +32,7 @@ from edgekiln.toolchain import load_toolchain
 
 _BEAT_SECONDS = 10.0
 # Home says nothing while it waits for a stage; in the middle of a file silence is a lost line.
-_SILENCE_SECONDS = 90.0
+_SILENCE_SECONDS = 40.0
 _LOOK_SECONDS = 0.1
 
 
@@ -104,7 +104,8 @@ class _Far:
         from edgekiln.executors.choose import choose_executor
 
         self._blobs.sweep()
-        executor, why = choose_executor(asked["executor"])
+        toolchains = [load_toolchain(name) for name in asked["toolchains"]]
+        executor, why = choose_executor(asked["executor"], toolchains)
         found = {
             "profile": current().name,
             "free": shutil.disk_usage(doctor.existing(home())).free,

@@ -85,7 +85,7 @@ def _toolchain(job: Mapping[str, Any]) -> Toolchain:
 
 def _prepare(job: Mapping[str, Any], folder: Path, reporter: JsonReporter) -> dict[str, Any]:
     toolchain = _toolchain(job)
-    executor, _ = choose_executor(job["executor"])
+    executor, _ = choose_executor(job["executor"], [toolchain])
     try:
         executor.tidy()
         if not executor.ready(toolchain):
@@ -114,7 +114,7 @@ def _stage(job: Mapping[str, Any], folder: Path, reporter: JsonReporter) -> dict
 
     toolchain = _toolchain(job)
     store = Store(home() / "store")
-    executor, _ = choose_executor(job["executor"])
+    executor, _ = choose_executor(job["executor"], [toolchain])
     try:
         stage = _read_stage(job["stage"], Blobs(home() / "remote", store))
         planner = Planner(store, {stage.toolchain: toolchain}, reporter)
