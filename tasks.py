@@ -288,7 +288,7 @@ def doctor(
 @cli.command
 def images_list(c: Context) -> None:
     """List the toolchains' images and whether they are built."""
-    from edgekiln.commands import images_list as run
+    from edgekiln.commands.images import images_list as run
 
     run()
 
@@ -331,8 +331,8 @@ def images_build(
       kiln images build mnn --dry-run
       kiln images build mnn --repro
     """
-    from edgekiln.commands import images_build as run
-    from edgekiln.commands import images_dry_run as show
+    from edgekiln.commands.images import images_build as run
+    from edgekiln.commands.images import images_dry_run as show
 
     cli.offline(vendor_dir, accept_licence, alone=offline)
     if dry_run:
@@ -357,7 +357,7 @@ def images_verify(c: Context, name: str) -> None:
 
     Example: kiln images verify mnn
     """
-    from edgekiln.commands import images_verify as run
+    from edgekiln.commands.images import images_verify as run
 
     run(name)
 
@@ -373,7 +373,7 @@ def images_gc(c: Context, dry_run: bool = False) -> None:
 
     Example: kiln images gc --dry-run
     """
-    from edgekiln.commands import images_gc as run
+    from edgekiln.commands.images import images_gc as run
 
     run(dry_run=dry_run)
 
@@ -490,7 +490,7 @@ def images_sbom(c: Context, name: str, to: str = "", executor: str = "auto") -> 
       kiln images sbom mnn
       kiln images sbom mlc-android --to mlc-android.cdx.json
     """
-    from edgekiln.commands import images_sbom as run
+    from edgekiln.commands.images import images_sbom as run
 
     run(name, to=Path(to).expanduser() if to else None, executor=executor)
 
@@ -511,7 +511,7 @@ def images_shell(c: Context, name: str, folder: str = "") -> None:
 
     Example: kiln images shell mnn --folder ~/models/Qwen3-1.7B
     """
-    from edgekiln.commands import images_shell as run
+    from edgekiln.commands.images import images_shell as run
 
     run(name, folder=folder)
 
@@ -536,7 +536,7 @@ def models_get(c: Context, ref: str, refresh: bool = False, trust_pickle: bool =
       kiln models get Qwen/Qwen3-1.7B
       kiln models get modelscope:Qwen/Qwen3-1.7B
     """
-    from edgekiln.commands import models_get as run
+    from edgekiln.commands.models import models_get as run
 
     run(ref, refresh=refresh, trust_pickle=trust_pickle)
 
@@ -553,7 +553,7 @@ def models_show(c: Context, ref: str, trust_pickle: bool = False) -> None:
 
     Example: kiln models show ~/models/Qwen3-1.7B
     """
-    from edgekiln.commands import models_get as run
+    from edgekiln.commands.models import models_get as run
 
     run(ref, refresh=False, trust_pickle=trust_pickle)
 
@@ -562,7 +562,7 @@ def models_show(c: Context, ref: str, trust_pickle: bool = False) -> None:
 @cli.command
 def toolchains_list(c: Context) -> None:
     """List the toolchains and what they hold."""
-    from edgekiln.commands import toolchains_list as run
+    from edgekiln.commands.toolchains import toolchains_list as run
 
     run()
 
@@ -579,7 +579,7 @@ def toolchains_show(c: Context, name: str) -> None:
 
     Example: kiln toolchains show mnn
     """
-    from edgekiln.commands import toolchains_show as run
+    from edgekiln.commands.toolchains import toolchains_show as run
 
     run(name)
 
@@ -610,7 +610,7 @@ def toolchains_lock(
       kiln toolchains lock mnn --only onnx --to 1.23.3
       kiln toolchains lock --check
     """
-    from edgekiln.commands import toolchains_lock as run
+    from edgekiln.commands.toolchains import toolchains_lock as run
 
     run(name, check=check, only=only, to=to)
 
@@ -643,7 +643,7 @@ def toolchains_health(
       kiln toolchains health mnn
       kiln toolchains health --json
     """
-    from edgekiln.commands import toolchains_health as run
+    from edgekiln.commands.toolchains import toolchains_health as run
 
     with cli.reporting(quiet=quiet, as_json=json, debug=debug) as reporter:
         cli.offline(vendor_dir, None)
@@ -673,7 +673,7 @@ def toolchains_outdated(
       kiln toolchains outdated
       kiln toolchains outdated mnn --every
     """
-    from edgekiln.commands import toolchains_outdated as run
+    from edgekiln.commands.toolchains import toolchains_outdated as run
 
     with cli.reporting(quiet=quiet, as_json=json, debug=debug) as reporter:
         run(reporter, name=name, every=every)
@@ -725,7 +725,7 @@ def toolchains_fetch(
 @cli.command
 def recipes_list(c: Context) -> None:
     """List the ready builds."""
-    from edgekiln.commands import recipes_list as run
+    from edgekiln.commands.recipes import recipes_list as run
 
     run()
 
@@ -742,7 +742,7 @@ def recipes_show(c: Context, name: str) -> None:
 
     Example: kiln recipes show qwen3-1.7b-mnn
     """
-    from edgekiln.commands import recipes_show as run
+    from edgekiln.commands.recipes import recipes_show as run
 
     run(name)
 
@@ -751,7 +751,7 @@ def recipes_show(c: Context, name: str) -> None:
 @cli.command
 def store_list(c: Context) -> None:
     """List finished stages: what, when, how large."""
-    from edgekiln.commands import store_list as run
+    from edgekiln.commands.store import store_list as run
 
     run()
 
@@ -775,7 +775,7 @@ def store_gc(c: Context, days: int = 30, everything: bool = False, dry_run: bool
       kiln store gc --days 7
       kiln store gc --everything
     """
-    from edgekiln.commands import store_gc as run
+    from edgekiln.commands.store import store_gc as run
 
     run(days=days, everything=everything, dry_run=dry_run)
 
@@ -800,7 +800,7 @@ def bundle_lint(c: Context, folder: str, model: str = "") -> None:
       kiln bundle lint build/smollm2-135m-instruct/qnn-sm8750
       kiln bundle lint ~/Downloads/llama-3.2-1b-genie --model ~/models/Llama-3.2-1B-Instruct
     """
-    from edgekiln.commands import bundle_lint as run
+    from edgekiln.commands.bundles import bundle_lint as run
 
     run(folder, model=model)
 
@@ -888,7 +888,7 @@ def package_check(c: Context, file: str) -> None:
       kiln package check build/deepseek-r1-distill-qwen-1.5b/mlc
       kiln package check ~/mlc-llm/android/MLCChat/mlc-package-config.json
     """
-    from edgekiln.commands import package_check as run
+    from edgekiln.commands.bundles import package_check as run
 
     run(file)
 
@@ -901,7 +901,7 @@ def engine_up(c: Context) -> None:
     It goes on running when the command has ended; `kiln engine down` stops it. Where an engine
     answers already, that one is named and nothing is done.
     """
-    from edgekiln.commands import engine_up as run
+    from edgekiln.commands.engines import engine_up as run
 
     run()
 
@@ -910,7 +910,7 @@ def engine_up(c: Context) -> None:
 @cli.command
 def engine_show(c: Context) -> None:
     """Say which container engine answers, or why none does."""
-    from edgekiln.commands import engine_show as run
+    from edgekiln.commands.engines import engine_show as run
 
     run()
 
@@ -919,7 +919,7 @@ def engine_show(c: Context) -> None:
 @cli.command
 def engine_down(c: Context) -> None:
     """Stop the engine that `kiln engine up` started, and no other."""
-    from edgekiln.commands import engine_down as run
+    from edgekiln.commands.engines import engine_down as run
 
     run()
 
@@ -940,7 +940,7 @@ _ASKING = {
 @task(name="list", help=_COMMON, auto_shortflags=False)
 def device_list(c: Context, quiet: bool = False, json: bool = False, debug: bool = False) -> None:
     """List the phones that adb knows of, and their chips."""
-    from edgekiln.commands import device_list as run
+    from edgekiln.commands.devices import device_list as run
 
     with cli.reporting(quiet=quiet, as_json=json, debug=debug) as reporter:
         run(reporter)
@@ -971,7 +971,7 @@ def device_push(
       kiln device push --bundle build/smollm2-135m-instruct/mnn
       kiln device push --bundle build/smollm2-135m-instruct/mnn --libraries ~/MNN/build_android
     """
-    from edgekiln.commands import device_push as run
+    from edgekiln.commands.devices import device_push as run
 
     with cli.reporting(quiet=quiet, as_json=json, debug=debug) as reporter:
         run(
@@ -1013,7 +1013,7 @@ def device_install(
       kiln device install MLCChat.apk --start
       kiln device install build/Qwen2.5-3B-Instruct/mlc
     """
-    from edgekiln.commands import device_install as run
+    from edgekiln.commands.devices import device_install as run
 
     with cli.reporting(quiet=quiet, as_json=json, debug=debug) as reporter:
         run(reporter, what=Path(app), serial=serial, start=start, weights=weights)
@@ -1037,7 +1037,7 @@ def device_run(
     Example:
       kiln device run --bundle build/smollm2-135m-instruct/mnn --prompt "What is a kiln?"
     """
-    from edgekiln.commands import device_run as run
+    from edgekiln.commands.devices import device_run as run
 
     with cli.reporting(quiet=quiet, as_json=json, debug=debug) as reporter:
         run(
@@ -1071,7 +1071,7 @@ def device_profile(
     Example:
       kiln device profile --bundle build/smollm2-135m-instruct/mnn --prompt "What is a kiln?"
     """
-    from edgekiln.commands import device_profile as run
+    from edgekiln.commands.devices import device_profile as run
 
     with cli.reporting(quiet=quiet, as_json=json, debug=debug) as reporter:
         run(
@@ -1117,7 +1117,7 @@ def explain(
 
     Example: kiln explain ~/mlc-llm/android/MLCChat/package.log
     """
-    from edgekiln.commands import explain as run
+    from edgekiln.commands.files import explain as run
 
     with cli.reporting(quiet=quiet, as_json=json, debug=debug) as reporter:
         run(reporter, Path(log))
@@ -1146,7 +1146,7 @@ def inspect(
       kiln inspect libMNN.so
       kiln inspect build/smollm2-135m-instruct/mnn
     """
-    from edgekiln.commands import inspect as run
+    from edgekiln.commands.files import inspect as run
 
     with cli.reporting(quiet=quiet, as_json=json, debug=debug) as reporter:
         run(reporter, Path(path), executor=executor)
@@ -1175,7 +1175,7 @@ def sign(
       kiln sign build/smollm2-135m-instruct/mnn
       kiln sign build/smollm2-135m-instruct/mnn --key ~/keys/release.pem
     """
-    from edgekiln.commands import sign as run
+    from edgekiln.commands.bundles import sign as run
 
     run(folder, key=key, new_key=new_key, sigstore=sigstore)
 
@@ -1245,7 +1245,7 @@ def verify_signature(
       kiln verify signature build/smollm2-135m-instruct/mnn --key release.pub
       kiln verify signature DIR --identity me@example.org --issuer https://accounts.google.com
     """
-    from edgekiln.commands import verify_signature as run
+    from edgekiln.commands.bundles import verify_signature as run
 
     run(folder, key=key, identity=identity, issuer=issuer)
 
@@ -1271,7 +1271,7 @@ def test(c: Context, path: str = "", unit: bool = False, args: str = "") -> None
       kiln test --unit
       kiln test tests/unit/test_store.py --args "-k resume -x"
     """
-    from edgekiln.commands import run_tests
+    from edgekiln.commands.testing import run_tests
 
     run_tests(select=path, unit=unit, args=args)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from edgekiln.build import open_store
-from edgekiln.commands import device_install
+from edgekiln.commands.devices import device_install
 from edgekiln.device.adb import choose
 from edgekiln.device.install import Installed, Source, install, read_source, refusals
 from edgekiln.errors import ArtifactError, DeviceError, DigestError, DiskError, UsageError

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from edgekiln.commands import explain as explain_log
+from edgekiln.commands.files import explain as explain_log
 from edgekiln.errors import ImageError, KilnError, OutOfMemoryError, StageError, UsageError
 from edgekiln.faults import explain, explain_all, explain_text, faults, with_fault
 from edgekiln.pipeline import Pipeline

@@ -314,7 +314,7 @@ def test_the_command_says_what_it_filled(
 def test_a_dry_run_is_a_command_that_fetches_nothing(
     site: Site, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from edgekiln import commands
+    from edgekiln.commands import images as commands
 
     commands.images_dry_run("mnn", base=None)
     assert load_toolchain("mnn").lock.wheels[0].sha256 in capsys.readouterr().out

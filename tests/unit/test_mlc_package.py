@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from edgekiln.backends.mlc_package import CONFIG, Packed, check_file, package_config
-from edgekiln.commands import package_check
+from edgekiln.commands.bundles import package_check
 from edgekiln.errors import ArtifactError, BundleError
 from edgekiln.problems import Problem
 from tests.unit import tinyelf

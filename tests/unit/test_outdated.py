@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from edgekiln import commands, toolchain
+from edgekiln import toolchain
+from edgekiln.commands import toolchains as commands
 from edgekiln.errors import EngineError, FetchError, UpstreamError
 from edgekiln.home import home, project
 from edgekiln.images import base as bases

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from edgekiln import commands, toolchain
+from edgekiln import toolchain
+from edgekiln.commands import toolchains as commands
 from edgekiln.errors import KilnError, ToolchainError
 from edgekiln.home import project
 from edgekiln.progress import Silent

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from edgekiln.commands import _engine
+from edgekiln.commands.common import the_engine
 from edgekiln.errors import DifferenceError
 from edgekiln.report import Reporter, Task, make_reporter
 from edgekiln.toolchain import Toolchain, load_toolchain
@@ -24,7 +24,7 @@ def images_repro(name: str, *, base: str | None, frozen: bool, record: bool) -> 
 
     reporter = make_reporter()
     try:
-        toolchain, engine = load_toolchain(name, base=base), _engine()
+        toolchain, engine = load_toolchain(name, base=base), the_engine()
         if record:
             repro.refuse_unlocked(toolchain, ())
         task = Task(reporter, f"image {name}", "steps")
@@ -53,7 +53,7 @@ def verify_images(
     """Build an image twice from nothing, compare the two, and hold them against the lock."""
     from edgekiln.images import repro
 
-    toolchain, engine = load_toolchain(name, base=base), _engine()
+    toolchain, engine = load_toolchain(name, base=base), the_engine()
     if record:
         repro.refuse_unlocked(toolchain, ())
     done = repro.twice(engine, toolchain, reporter, frozen=frozen)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekiln import units
-from edgekiln.commands import _engine, _task, _toolchains, _words
+from edgekiln.commands.common import shown_task, the_engine
+from edgekiln.commands.toolchains import toolchain_names, words_of
 from edgekiln.progress import Progress
 
 if TYPE_CHECKING:
@@ -22,15 +23,15 @@ def toolchains_fetch(names: str, *, to: Path, image: bool, model: str, pythons: 
     from edgekiln.kits import licences, vendormodel
     from edgekiln.toolchain import load_toolchain
 
-    toolchains = [load_toolchain(name) for name in _toolchains(names)]
+    toolchains = [load_toolchain(name) for name in toolchain_names(names)]
     licences.settle_for([kit for toolchain in toolchains for kit in toolchain.kits])
     folder = to.expanduser().absolute()
     for toolchain in toolchains:
-        with _task(f"fetch {toolchain.asked}") as task:
-            lines = _fill(toolchain, folder, _words(pythons), task, image=image)
+        with shown_task(f"fetch {toolchain.asked}") as task:
+            lines = _fill(toolchain, folder, words_of(pythons), task, image=image)
         print("\n".join(lines))
     if model:
-        with _task("model") as task:
+        with shown_task("model") as task:
             files = vendormodel.fill(model, folder, task)
         print(f"{model}: {len(files)} files ({_size(files)})")
 
@@ -49,8 +50,8 @@ def _fill(
         f"{len(filled.repositories)} repositories"
     ]
     if image:
-        images.build(_engine(), toolchain, task)
-        saved = vendor.save_image(_engine(), toolchain, folder, task)
+        images.build(the_engine(), toolchain, task)
+        saved = vendor.save_image(the_engine(), toolchain, folder, task)
         sbom.put_beside(toolchain, saved)
         lines.append(f"{saved} ({_size(saved.rglob('*'))})")
     # After an image is built its base is there; else where an earlier build has left it.
