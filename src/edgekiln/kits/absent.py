@@ -11,6 +11,7 @@ from edgekiln.errors import DigestError
 from edgekiln.fetch import vendored
 from edgekiln.kits import is_ready, shown
 from edgekiln.kits.shown import Needed
+from edgekiln.toolchain.debs import find_debs
 
 if TYPE_CHECKING:
     from edgekiln.engine import Engine
@@ -48,6 +49,9 @@ def refuse(toolchains: Iterable[Toolchain], engine: Engine | None, *, kits: bool
     rows = list(lacking.values())
     for row in rows:
         _refuse_other(row)
+    for each in every:
+        debs = [deb for deb in each.lock.debs if f"{deb.name} {deb.version}" in lacking]
+        find_debs(debs).refuse(debs)
     names = ",".join(dict.fromkeys(each.asked for each in every))
     raise offline.missing(
         f"{_count(rows)} not here, and --offline asks nobody",

