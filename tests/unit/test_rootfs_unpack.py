@@ -16,9 +16,11 @@ from pathlib import Path
 import pytest
 
 from edgekiln.errors import DigestError, DiskError, ImageError
+from edgekiln.images import exports
 from edgekiln.images.layout import LAYER, Layout
 from edgekiln.progress import Silent
 from edgekiln.rootfs import unpack
+from edgekiln.toolchain import load_toolchain
 from tests.unit import imagekit
 from tests.unit.imagekit import Member, folder, hardlink, symlink
 
@@ -282,3 +284,19 @@ def test_one_tar_is_read_as_the_folder_is(tmp_path: Path) -> None:
                 tar.add(path, path.relative_to(source.path).as_posix())
     root = unpack.unpack(Layout(tmp_path / "image.tar"), tmp_path / "one", Silent())
     assert tree(root) == tree(unpack.unpack(source, tmp_path / "other", Silent()))
+
+
+def test_what_no_toolchain_asks_for_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEKILN_HOME", str(tmp_path))
+    toolchain = load_toolchain("mnn")
+    assert unpack.unused([toolchain]) == exports.unused([toolchain]) == []
+    old = [tmp_path / "rootfs/mnn-0-0", tmp_path / "exports/edgekiln-mnn-0-0.image"]
+    now = [unpack.rootfs_path(toolchain), exports.folder() / exports.export_name(toolchain)]
+    for place in (*old, *now):
+        (place / "closed").mkdir(parents=True, mode=0o500)
+    assert unpack.unused([toolchain]) == old[:1]
+    assert exports.unused([toolchain]) == old[1:]
+    unpack.remove_tree(old[0])
+    assert not old[0].exists()

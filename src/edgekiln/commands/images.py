@@ -26,6 +26,7 @@ def images_list() -> None:
     """Print every toolchain's image."""
     from edgekiln import images
     from edgekiln.engine import find_engine
+    from edgekiln.rootfs import unpack
     from edgekiln.toolchain import list_toolchains, load_toolchain
 
     engine = find_engine()
@@ -33,6 +34,7 @@ def images_list() -> None:
     for name in list_toolchains():
         toolchain = load_toolchain(name)
         there = "no engine" if engine is None else _state(engine, toolchain)
+        there += ", laid out" if unpack.is_ready(toolchain) else ""
         rows.append((name, images.tag(toolchain), there, toolchain.summary))
     print(table(rows, ("name", "image", "", "what")))
 
@@ -92,21 +94,33 @@ def images_verify(name: str) -> None:
 
 
 def images_gc(*, dry_run: bool) -> None:
-    """Remove images and kits of ours that no toolchain of this checkout asks for any more."""
+    """Remove images, folders of images and kits that no toolchain of this checkout asks for."""
     from edgekiln import images
+    from edgekiln.engine import find_engine
+    from edgekiln.images import exports
     from edgekiln.kits import making
+    from edgekiln.rootfs import unpack
     from edgekiln.toolchain import list_toolchains, load_toolchain
 
     for kit in making.unused():
         if not dry_run:
             making.remove(kit)
         print(kit)
-    engine = the_engine()
-    wanted = {images.tag(load_toolchain(name)) for name in list_toolchains()}
-    ours = [i for i in images.list_images(engine) if "edgekiln/" in i["tag"]]
-    old = [i for i in ours if i["tag"].removeprefix("localhost/") not in wanted]
-    for image in old:
+    toolchains = [load_toolchain(name) for name in list_toolchains()]
+    for folder in [*unpack.unused(toolchains), *exports.unused(toolchains)]:
         if not dry_run:
+            unpack.remove_tree(folder)
+        print(folder)
+    engine = find_engine()
+    wanted = {images.tag(toolchain) for toolchain in toolchains}
+    ours = images.list_images(engine) if engine else []
+    old = [
+        image
+        for image in ours
+        if "edgekiln/" in image["tag"] and image["tag"].removeprefix("localhost/") not in wanted
+    ]
+    for image in old:
+        if engine and not dry_run:
             images.remove(engine, image["tag"])
         print(f"{image['tag']}  {units.size(image['size'])}")
     print(f"{'would remove' if dry_run else 'removed'} {len(old)} images; layers are shared")

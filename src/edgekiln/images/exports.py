@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -56,6 +56,12 @@ def export_name(toolchain: Toolchain) -> str:
 def folder() -> Path:
     """Where exports lie that this machine pulled."""
     return home() / "exports"
+
+
+def unused(toolchains: Iterable[Toolchain]) -> list[Path]:
+    """What was pulled of images that none of these toolchains is made into any more."""
+    wanted = {export_name(toolchain) for toolchain in toolchains}
+    return sorted(each for each in folder().glob("*.image") if each.name not in wanted)
 
 
 def find(toolchain: Toolchain) -> Layout | None:

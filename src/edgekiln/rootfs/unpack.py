@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tarfile
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -42,6 +43,12 @@ def rootfs_path(toolchain: Toolchain) -> Path:
 def is_ready(toolchain: Toolchain) -> bool:
     """Whether the toolchain's image is unpacked here; one stat."""
     return (rootfs_path(toolchain) / _ROOT).is_dir()
+
+
+def unused(toolchains: Iterable[Toolchain]) -> list[Path]:
+    """Folders of images that none of these toolchains is made into any more."""
+    wanted = {rootfs_path(toolchain) for toolchain in toolchains}
+    return sorted(each for each in (home() / "rootfs").glob("*") if each not in wanted)
 
 
 def ready(toolchain: Toolchain, progress: Progress) -> Path:
