@@ -19,9 +19,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+from google.protobuf.json_format import ParseDict
+from in_toto_attestation.predicates.provenance.v1.provenance_pb2 import (  # type: ignore[attr-defined]
+    Provenance,
+)
+from in_toto_attestation.v1.statement import Statement
+from in_toto_attestation.v1.statement_pb2 import (  # type: ignore[attr-defined]
+    Statement as StatementPb,
+)
 
 from edgekiln import images
-from edgekiln.bundle import MANIFEST
+from edgekiln.bundle import MANIFEST, PROVENANCE
 from edgekiln.home import project
 from edgekiln.progress import Silent
 from edgekiln.toolchain import load_toolchain
@@ -207,6 +215,19 @@ def test_nothing_of_the_user_or_the_machine_is_in_the_bytes(
 ) -> None:
     plain, odd = (kilns.build(backend, way) for way in (PLAIN, ODD))
     same(backend, plain, odd)
+
+
+@pytest.mark.parametrize("backend", OPTIONS)
+def test_in_toto_takes_the_bundles_statement(
+    backend: str, kilns: Kilns, mnn_python: Path, qnn_python: Path
+) -> None:
+    bundle = kilns.build(backend, PLAIN).bundle
+    text = (bundle / PROVENANCE).read_text(encoding="utf-8")
+    parsed = ParseDict(json.loads(text), StatementPb())
+    Statement.copy_from_pb(parsed).validate()
+    predicate = ParseDict(json.loads(text)["predicate"], Provenance())
+    assert predicate.build_definition.build_type == "urn:edgekiln:build:v1"
+    assert str(kilns.root) not in text and str(project()) not in text
 
 
 @pytest.mark.engine
