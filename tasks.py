@@ -55,7 +55,7 @@ _REPRO = {"record": "write the image's digests into its lock, for other builds t
         "recipe": "a ready build: a name from `kiln recipes list` or a YAML file of your own",
         "preset": "a set of options: default, precision; mnn: memory, extreme-speed; qnn: small; "
         "mlc: adreno",
-        "executor": "auto (docker where an engine answers, else native), docker, native",
+        "executor": "auto (docker where an engine answers, else native), docker, native, rootfs",
         "memory-limit": "the most a stage may use, e.g. 12g (default: what is free, less 768 MB)",
         "out": "where the bundle goes (default: build/MODEL/BACKEND; qnn: build/MODEL/qnn-SOC; "
         "mlc: build/MODEL/mlc-TARGET, for android build/MODEL/mlc)",
@@ -814,7 +814,7 @@ def bundle_lint(c: Context, folder: str, model: str = "") -> None:
         "against": "compare with this bundle, and build nothing",
         "model": "where the model lies that the bundle was made of, if not where it was then",
         "anyway": "build although this checkout's toolchains or programs are not the manifest's",
-        "executor": "auto (docker where an engine answers, else native), docker, native",
+        "executor": "auto (docker where an engine answers, else native), docker, native, rootfs",
         "memory-limit": "the most a stage may use, e.g. 12g (default: what is free, less 768 MB)",
         "force": "start although memory or disk look too small",
         **_PICKLE,

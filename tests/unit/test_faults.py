@@ -26,6 +26,13 @@ from tests.unit.test_docs import known, parse
 # Name of the fault, where the message was seen, the message.
 MESSAGES = [
     (
+        "no-procfs",
+        "ONNX Runtime 1.31.1 in a chroot without /proc",
+        "[ONNXRuntimeError] : 1 : FAIL : Secure opened-file canonicalization requires procfs at "
+        "/proc/self/fd/8. Ensure /proc is mounted in the sandbox or chroot. Error: No such file or "
+        "directory",
+    ),
+    (
         "model-lib-underscore",
         "mlc-ai/mlc-llm#3256",
         r"""ValidationError:
