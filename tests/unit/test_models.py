@@ -103,7 +103,6 @@ def test_what_was_fetched_once_needs_no_network(hub: Site) -> None:
 
 
 def test_a_cut_connection_is_gone_on_with(hub: Site, tmp_path: Path) -> None:
-    # The client writes pieces of 10 MB: less than one is lost with a cut.
     shapes = {**tinymodel.SHAPES, "model.embed_tokens.weight": (1024, 8192)}
     tinymodel.write_weights(tmp_path / "big.safetensors", shapes)
     whole = (tmp_path / "big.safetensors").read_bytes()
@@ -111,7 +110,8 @@ def test_a_cut_connection_is_gone_on_with(hub: Site, tmp_path: Path) -> None:
     hub.files["/acme/big/model.safetensors"] = whole
     hub.cuts = [11_000_000]
     assert (get("acme/big").path / "model.safetensors").read_bytes() == whole
-    assert [span for span in hub.gets() if span] == ["bytes=10485760-"]
+    (span,) = filter(None, hub.gets())
+    assert 10_900_000 < int(span.removeprefix("bytes=").rstrip("-")) <= 11_000_000
 
 
 def test_a_download_that_breaks_off_leaves_nothing_that_looks_whole(hub: Site, home: Path) -> None:
