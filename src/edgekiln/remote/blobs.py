@@ -39,9 +39,18 @@ class Blobs:
         if any(count < wanted[sha] for sha, count in there.items()):
             self._seen = dict(self._elsewhere())
             for sha in [s for s, count in there.items() if count < wanted[s] and s in self._seen]:
-                self._take(sha)
+                self.take(sha, self._seen[sha])
                 there[sha] = self._arrived(sha, wanted[sha])
         return there
+
+    def take(self, sha: str, path: Path) -> None:
+        """Keep a file of this machine as if it had arrived."""
+        whole = self.path(sha)
+        whole.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # then it is sent
+            if not whole.exists():
+                _link(path, whole)
+            self._part(sha).unlink(missing_ok=True)
 
     def _arrived(self, sha: str, size: int) -> int:
         whole = self.path(sha)
@@ -69,13 +78,6 @@ class Blobs:
                         stat = path.stat()
                         if (stat.st_size, stat.st_mtime_ns) == (size, mtime):
                             yield sha, path
-
-    def _take(self, sha: str) -> None:
-        whole = self.path(sha)
-        whole.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(OSError):  # then it is sent
-            _link(self._seen[sha], whole)
-            self._part(sha).unlink(missing_ok=True)
 
     def add(self, sha: str, size: int, offset: int, pieces: Iterator[bytes]) -> None:
         """Add what arrives to a file's part; once it is whole it is checked and kept.

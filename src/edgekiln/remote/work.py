@@ -96,13 +96,16 @@ def _prepare(job: Mapping[str, Any], folder: Path, reporter: JsonReporter) -> di
 
 
 def _model(job: Mapping[str, Any], folder: Path, reporter: JsonReporter) -> dict[str, Any]:
-    """Fetch a model by its source, and hash its files: then they need not be sent."""
+    """Fetch a model by its source, and keep its files as if they had been sent."""
     from edgekiln.models import resolve
 
     found = resolve(job["source"], progress=Task(reporter, "model"))
     store = Store(home() / "store")
     try:
-        return {"files": len(store.index.files(found.path))}
+        blobs, files = Blobs(home() / "remote", store), store.index.files(found.path)
+        for name, (_, sha) in files.items():
+            blobs.take(sha, found.path / name)
+        return {"files": len(files)}
     finally:
         store.close()
 
