@@ -133,7 +133,21 @@ def save_image(engine: Engine, toolchain: Toolchain, folder: Path, progress: Pro
         files = sorted(path for path in target.rglob("*") if path.is_file())
         sums = {path.relative_to(folder).as_posix(): digest_file(path) for path in files}
         firstuse.list_in(folder, sums)
+    _save_proot(folder, progress)
     return target
+
+
+def _save_proot(folder: Path, progress: Progress) -> None:
+    """The two packages that run an unpacked image where neither an engine is nor root is had."""
+    from edgekiln.kits import vendordebs
+    from edgekiln.rootfs import proot
+    from edgekiln.toolchain import load_base
+
+    failures: list[tuple[str, KilnError]] = []
+    files = vendordebs.fill(load_base(proot.BASE), proot.DEBS, folder, progress, failures)
+    firstuse.list_in(folder, {path.name: digest_file(path) for path in files})
+    for name, failure in failures:
+        progress.note(f"without {name}, which the executor rootfs may want: {failure.short}")
 
 
 def _repositories(

@@ -12,13 +12,14 @@ import re
 import shutil
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from edgekiln.calls import call
-from edgekiln.errors import DigestError, EngineError
+from edgekiln.errors import EngineError
 from edgekiln.progress import Progress
 from edgekiln.rootfs.ways import Proot
+from edgekiln.toolchain.debs import find_debs, names_of
+from edgekiln.toolchain.lock import Deb
 
 _PATIENCE = 30
 _LOADER = "/lib64/ld-linux-x86-64.so.2"
@@ -27,33 +28,24 @@ _HEAD, _ENTRY = b"!<arch>\n", 60
 _SETTINGS: tuple[dict[str, str], ...] = ({}, {"PROOT_NO_SECCOMP": "1"})
 
 
-@dataclass(frozen=True, kw_only=True)
-class Deb:
-    """A package as a vendor folder holds it."""
-
-    file: str
-    version: str
-    sha256: str
-    size: int
-    wanted: str
-
-
+# Debian 12's. The file that each is wanted for.
 DEBS = (
     Deb(
-        file="proot_5.1.0-1.3_amd64.deb",
+        name="proot",
         version="5.1.0-1.3",
         sha256="ba51946d76c0a681c034b93266d870db7e21b0d3230a4d2dea3bffb556271aeb",
         size=75060,
-        wanted="usr/bin/proot",
     ),
     Deb(
-        file="libtalloc2_2.4.0-f2_amd64.deb",
+        name="libtalloc2",
         version="2.4.0-f2",
         sha256="2cbba68ca13003a0da794f5bcc44d95d0a191514fdd2d2764858b37215f0867c",
         size=25616,
-        wanted="usr/lib/x86_64-linux-gnu/libtalloc.so.2",
     ),
 )
+_WANTED = {"proot": "usr/bin/proot", "libtalloc2": "usr/lib/x86_64-linux-gnu/libtalloc.so.2"}
+BASE = "debian-12"
+FILES = tuple(names_of(deb)[0] for deb in DEBS)
 
 
 def find_proot() -> Proot | None:
@@ -84,7 +76,7 @@ def bring_proot(progress: Progress) -> Proot:
     raise EngineError(
         "there is no proot to enter an unpacked image with",
         why=_why_not(),
-        remedy=f"install proot, or put {' and '.join(d.file for d in DEBS)} into the folder of "
+        remedy=f"install proot, or put {' and '.join(FILES)} into the folder of "
         "--vendor-dir (EDGEKILN_VENDOR)",
     )
 
@@ -114,7 +106,7 @@ def _started(folder: Path) -> list[str]:
 
 
 def _complete(folder: Path) -> bool:
-    return all((folder / Path(deb.wanted).name).is_file() for deb in DEBS)
+    return all((folder / Path(name).name).is_file() for name in _WANTED.values())
 
 
 def _working(words: list[str]) -> Proot | None:
@@ -133,33 +125,20 @@ def _env(more: dict[str, str]) -> dict[str, str]:
 
 
 def _unpacked(folder: Path) -> bool:
-    """Take both files out of the vendor folder's packages, if it has them."""
-    from edgekiln.fetch import vendored
-
-    found = [(deb, path) for deb in DEBS if (path := vendored(deb.file))]
-    if len(found) < len(DEBS):
+    """Take both files out of the packages, if they lie in the vendor folder or apt's own."""
+    found = find_debs(DEBS)
+    absent = [deb for deb in DEBS if deb.name not in found.here]
+    found.refuse(absent)
+    if absent:
         return False
     folder.mkdir(parents=True, exist_ok=True)
-    for deb, path in found:
-        _checked(deb, path)
-        target = folder / Path(deb.wanted).name
+    for name, wanted in _WANTED.items():
+        target = folder / Path(wanted).name
         fresh = target.with_name(f".{target.name}-{os.getpid()}")
-        fresh.write_bytes(member(path.read_bytes(), deb.wanted))
+        fresh.write_bytes(member(found.here[name].read_bytes(), wanted))
         fresh.chmod(0o755)
         fresh.replace(target)
     return True
-
-
-def _checked(deb: Deb, path: Path) -> None:
-    from edgekiln.digest import digest_file
-
-    got = digest_file(path)
-    if got != deb.sha256:
-        raise DigestError(
-            f"{path} is not the package that is pinned",
-            why=f"sha256 {got}, pinned {deb.sha256}",
-            remedy=f"put {deb.file} of Debian 12 there, version {deb.version}",
-        )
 
 
 def member(deb: bytes, name: str) -> bytes:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from edgekiln.calls import call
+from edgekiln.errors import EngineError
 from edgekiln.rootfs.view import CONFINE, SCRATCH, Bind
 
 # chroot has no bound /proc: what libraries ask of the processor and the memory.
@@ -29,7 +30,6 @@ _KERNEL_FILES = (
 _KERNELS = ("/proc", "/sys")
 _ENTER = "import os, sys; os.chroot(sys.argv[1]); os.chdir(sys.argv[2]); "
 _ENTER += "os.execv(sys.argv[3], sys.argv[3:])"
-_PATIENCE = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ class Chroot:
     def into(self, root: Path, binds: Sequence[Bind], work: Path) -> Iterator[Entered]:
         """A root of links for this run alone, with all that is bound put into it."""
         own = work / "root"
-        shutil.copytree(root, own, symlinks=True, copy_function=os.link)
+        _linked(root, own)
         moved: list[tuple[Path, Path]] = []
         try:
             for bind in binds:
@@ -148,6 +148,18 @@ def clear_leftovers() -> None:
             mine = path.lstat().st_uid == os.geteuid()
             if mine and not Path("/proc", path.name.split("-")[1]).exists():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _linked(root: Path, own: Path) -> None:
+    try:
+        shutil.copytree(root, own, symlinks=True, copy_function=os.link)
+    except (OSError, shutil.Error) as error:
+        first = error.args[0][0] if isinstance(error, shutil.Error) else str(error)
+        raise EngineError(
+            "the image cannot be laid out for a chroot",
+            why=str(first)[:300],
+            remedy="have all of EDGEKILN_HOME on one disk, or use proot",
+        ) from error
 
 
 def _put(source: Path, target: Path) -> None:
