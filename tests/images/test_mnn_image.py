@@ -104,7 +104,7 @@ def planted(
         monkeypatch.setenv("NO_PROXY", f"{words['proxy']}.example")
         monkeypatch.setenv("APT_CONFIG", str(apt))
         pipconf.pip_settings.cache_clear()
-        aptconf._options.cache_clear()
+        aptconf._dump.cache_clear()
         # The same toolchain under another name, so that the user's own image stays.
         other = dataclasses.replace(
             toolchain, installed=hashlib.sha256(words["password"].encode()).hexdigest()
@@ -115,7 +115,7 @@ def planted(
     finally:
         called(engine, ["rmi", image])
         pipconf.pip_settings.cache_clear()
-        aptconf._options.cache_clear()
+        aptconf._dump.cache_clear()
 
 
 def _own_certificates(own: pipconf.PipSettings) -> bytes:

@@ -130,7 +130,7 @@ def apt_for(base: Base, ready: ReadyBase) -> AptSettings:
     """apt's settings for building on a base: the user's own, else the base's archive."""
     pip = pip_settings()
     if base.lock is None:
-        return apt_settings("debian", "none of ours", pip.proxies, pip.cert)
+        return apt_settings("none of ours", "none", pip.proxies, pip.cert)
     what = base.lock.definition
     told = apt_settings(what.distribution, what.release, pip.proxies, pip.cert)
     return told if told.sources else AptSettings(**{**vars(told), "sources": ready.sources})
@@ -336,7 +336,8 @@ def _mmdebstrap(what: BaseDefinition, scratch: Path, apt: AptSettings) -> list[s
     # but this machine may not know its key.
     mirror = ["-"] if apt.sources else []
     key = folder() / "bases" / f"{what.name}.asc"
-    mode += [f"--keyring={key}"] if key.is_file() and not apt.sources else []
+    ours = not apt.sources or bool(apt.snapshot)
+    mode += [f"--keyring={key}"] if key.is_file() and ours else []
     tar = str(scratch / "base.tar")
     return ["mmdebstrap", *mode, *options, *customize, what.release, tar, *mirror]
 
