@@ -3,12 +3,14 @@
 The folder is the build's context. It is bind-mounted, so nothing of it lands in a layer unless
 the Dockerfile copies it. Settings are secrets: they are seen by one RUN and are part of neither
 a layer, the history nor the build cache's keys.
+
+Its files have the times at which they were written: by size and time the builder tells whether it
+has them from the build before, and two markers or locks are often of one size.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from edgekiln import offline
-from edgekiln.images.base import EPOCH, ReadyBase, apt_for
+from edgekiln.images.base import ReadyBase, apt_for
 from edgekiln.toolchain import MARKER
 from edgekiln.toolchain.debs import file_name, find_debs
 from edgekiln.toolchain.places import answering
@@ -85,7 +87,6 @@ def staged(
             _copy_text(path, folder / name)
         put(linux_uv(toolchain.lock.uv, pip, progress), folder / "uv")
         _write_lock(toolchain, folder, frozen)
-        _settle(folder)
         local = find_local(toolchain.lock.wheels, pip)
         for name, path in local.items():
             put(path, folder / "wheels" / name)
@@ -120,12 +121,6 @@ def _copy_text(source: Path, target: Path) -> None:
     """Copy a file of ours; a checkout with CRLF would give `bash\\r: No such file`."""
     target.write_bytes(source.read_bytes().replace(b"\r\n", b"\n"))
     target.chmod(0o755)
-
-
-def _settle(folder: Path) -> None:
-    """Give the files that the Dockerfile copies the one moment, as provision.py does."""
-    for name in ("lock.json", MARKER, "verify", "checks.py"):
-        os.utime(folder / name, (EPOCH, EPOCH))
 
 
 def _write_lock(toolchain: Toolchain, folder: Path, frozen: bool) -> None:
