@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote, urlsplit
 
+from edgekiln.errors import EngineError
+
 if TYPE_CHECKING:
     from edgekiln.progress import Progress
 
-_PATIENCE = 5.0
+_PATIENCE = 5.0  # seconds, until nobody is thought to be there
+_BUSY = 120.0  # seconds that an engine which has answered once may take: it may be unpacking layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +44,13 @@ class Engine:
         return build_cli(self.kind, self.url)
 
     def get(self, path: str) -> Any | None:
-        """GET a path of the engine's API; None where it says 404."""
-        return ask(self.url, path)
+        """GET a path of the engine's API; None where it says 404. Raises EngineError."""
+        try:
+            return ask(self.url, path, _BUSY)
+        except TimeoutError as error:
+            why = f"it said nothing for {_BUSY:g} s"
+            remedy = "see what else it does, then try again"
+            raise EngineError("the engine does not answer", why=why, remedy=remedy) from error
 
     def image(self, reference: str) -> dict[str, Any] | None:
         """What the engine knows of an image; None where it has none of that name."""
@@ -144,14 +152,17 @@ def _engine_at(url: str) -> Engine:
     )
 
 
-def ask(url: str, path: str) -> Any | None:
-    """GET `path` from the engine at `url`; None for 404. Raises OSError where nobody answers."""
+def ask(url: str, path: str, patience: float = _PATIENCE) -> Any | None:
+    """GET `path` from the engine at `url`; None for 404. Raises OSError where nobody answers.
+
+    `patience` is in seconds.
+    """
     parts = urlsplit(url)
     if parts.scheme == "unix":
-        return _read(_UnixConnection(parts.path), path)
+        return _read(_UnixConnection(parts.path, patience), path)
     if parts.scheme in ("tcp", "http") and not os.environ.get("DOCKER_TLS_VERIFY"):
-        return _read(http.client.HTTPConnection(parts.netloc, timeout=_PATIENCE), path)
-    return _through_docker_py(url, path)
+        return _read(http.client.HTTPConnection(parts.netloc, timeout=patience), path)
+    return _through_docker_py(url, path, patience)
 
 
 def _read(connection: http.client.HTTPConnection, path: str) -> Any | None:
@@ -168,12 +179,12 @@ def _read(connection: http.client.HTTPConnection, path: str) -> Any | None:
     return json.loads(body)
 
 
-def _through_docker_py(url: str, path: str) -> Any | None:
+def _through_docker_py(url: str, path: str, patience: float) -> Any | None:
     import docker
 
     try:
         client = docker.APIClient(
-            base_url=url, timeout=int(_PATIENCE), use_ssh_client=True, tls=_tls(), version="auto"
+            base_url=url, timeout=int(patience), use_ssh_client=True, tls=_tls(), version="auto"
         )
         try:
             answer = client.get(client.base_url + path)
@@ -196,8 +207,8 @@ def _tls() -> Any:
 
 
 class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=_PATIENCE)
+    def __init__(self, path: str, patience: float) -> None:
+        super().__init__("localhost", timeout=patience)
         self._path = path
 
     def connect(self) -> None:
