@@ -30,6 +30,7 @@ from edgekiln.toolchain.lock import (
     Definition,
     Lock,
     Wheel,
+    carried,
     name_of,
     normal,
     read_lock,
@@ -77,7 +78,7 @@ def lock(name: str, progress: Progress, *, only: Sequence[str] = ()) -> Relocked
         wheels=_wheels_of(held, chosen, what, pip, progress),
         debs=_debs_of(held, chosen, what, base, progress),
     )
-    write_lock(made, target)
+    write_lock(replace(made, images=carried(held, made)), target)
     return Relocked(path=target, changes=tuple(changes_of(held, made)))
 
 
