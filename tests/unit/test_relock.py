@@ -58,6 +58,7 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uv: None) -> Path:  # 
     shipped = load_toolchain("mnn").lock
     held = replace(
         shipped,
+        images=(),
         definition=what,
         definition_sha256=file_digest(copy / "demo.yaml"),
         wheels=tuple(relock.resolve(what.requirements, what, relock.pip_settings(), Silent())),
