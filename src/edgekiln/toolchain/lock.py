@@ -132,11 +132,10 @@ class Lock:
     uv: Wheel
     wheels: tuple[Wheel, ...]
     debs: tuple[Deb, ...] = ()
-    sha256: str = field("digest of all the lines above; see seal()", default="")
     images: tuple[ImageDigests, ...] = field(
-        "what images of this lock came to; it pins nothing, so no other digest covers it",
-        default=(),
+        "what images of this lock came to; it pins nothing", default=()
     )
+    sha256: str = field("digest of all the other lines; see seal()", default="")
 
 
 def digest(lock: Lock | BaseLock, *, extra: str = "") -> str:
@@ -209,17 +208,13 @@ def read_lock(cls: type[T], path: Path, *, remedy: str) -> T:
     return read(cls, data, where=path.name)
 
 
-# An image's digests are noted after the lock was made.
-_UNSEALED = ("sha256", "images")
-
-
 def seal(body: Mapping[str, Any]) -> str:
     """sha256 of a lock's lines, less its own: a byte that changed since is found by it.
 
     It is made over the values, so that line ends and spaces do not count. It keeps no one from
     changing a lock on purpose: the repository's history does.
     """
-    text = json.dumps({k: v for k, v in body.items() if k not in _UNSEALED}, sort_keys=True)
+    text = json.dumps({k: v for k, v in body.items() if k != "sha256"}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -237,9 +232,8 @@ def _refuse_changed(data: Any, path: Path, remedy: str) -> None:
 def write_lock(lock: Lock | BaseLock, path: Path) -> None:
     """Write `lock` so that one package is one line: a relock's diff then reads well."""
     body = plain(lock)
-    images = body.pop("images", None)
+    body.pop("sha256", None)
     body["sha256"] = seal(body)
-    body |= {"images": images} if images else {}
     path.write_text(_lines(body), encoding="utf-8", newline="\n")
 
 
