@@ -77,6 +77,16 @@ def test_a_bundle_is_built_again_from_its_manifest_with_the_same_bytes(made: Mad
     assert "first-stage" not in found
 
 
+@pytest.mark.engine
+def test_what_processes_made_is_made_again_by_containers(made: Made, image: str) -> None:
+    done = made.kiln("verify", "bundle", str(made.place), "--executor", "docker", "--json")
+    assert done.returncode == 0, done.stderr + done.stdout[-2000:]
+    found = results(done.stdout)
+    assert found["same"] is True
+    told = {fact["name"]: (fact["left"], fact["right"]) for fact in found["may-differ"]}
+    assert told["stages.export.executor"] == ("native", "docker")
+
+
 def test_a_bundle_that_was_built_of_something_else_names_stage_and_byte(other: Made) -> None:
     """As though the manifest told of a build that came out otherwise by one byte."""
     from edgekiln.digest import digest_file
