@@ -230,6 +230,10 @@ def test_a_change_is_told_by_version_and_by_digest() -> None:
         ("deb", deb.name, deb.version, "9", "yes"),
     ]
     assert list(changes_of(held, held)) == []
+    # What was asked about by name is told though it stayed; names are compared as indexes do.
+    stayed = list(changes_of(held, held, [held.wheels[0].name.upper(), held.debs[0].name]))
+    assert [change.name for change in stayed] == [held.wheels[0].name, held.debs[0].name]
+    assert not any(change.real for change in stayed)
     assert len(list(changes_of(None, held))) == len(held.wheels) + len(held.debs) + 2
 
 

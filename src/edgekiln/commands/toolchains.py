@@ -106,8 +106,10 @@ def _tell_changes(made: Relocked) -> None:
     from edgekiln.toolchain.differences import HEAD
 
     print(made.path)
-    rows = [change.row for change in made.changes]
-    print(table(rows, HEAD) if rows else "nothing has changed")
+    if made.changes:
+        print(table([change.row for change in made.changes], HEAD))
+    if not any(change.real for change in made.changes):
+        print("nothing has changed")
 
 
 def toolchains_health(reporter: Reporter, *, name: str, base: str) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekiln.toolchain.lock import BaseLock, Deb, Lock, Wheel
+from edgekiln.toolchain.lock import BaseLock, Deb, Lock, Wheel, normal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,11 @@ class Change:
     before: str
     after: str
     digest: bool
+
+    @property
+    def real(self) -> bool:
+        """Whether anything is otherwise: what was asked about is told though it stayed."""
+        return self.digest or self.before != self.after
 
     @property
     def row(self) -> tuple[str, ...]:
@@ -41,20 +46,26 @@ class Relocked:
     changes: tuple[Change, ...]
 
 
-def changes_of(before: Lock | BaseLock | None, after: Lock | BaseLock) -> Iterator[Change]:
-    """What changed, by kind and name; all of it is new where there was no lock."""
+def changes_of(
+    before: Lock | BaseLock | None, after: Lock | BaseLock, asked: Iterable[str] = ()
+) -> Iterator[Change]:
+    """What changed, by kind and name; all of it is new where there was no lock.
+
+    What was `asked` about by name is told also where it stayed as it was.
+    """
+    names = frozenset(map(normal, asked))
     if isinstance(after, BaseLock):
         held = before if isinstance(before, BaseLock) else None
         yield from _image(held, after)
-        yield from _packages("deb", held.debs if held else (), after.debs)
+        yield from _packages("deb", held.debs if held else (), after.debs, names)
         return
     old = before if isinstance(before, Lock) else None
     if old is None or old.base_sha256 != after.base_sha256:
         name, was = after.definition.base, old.definition.base if old else ""
         yield Change(kind="base", name=name, before=was, after=name, digest=True)
-    yield from _packages("uv", (old.uv,) if old else (), (after.uv,))
-    yield from _packages("wheel", old.wheels if old else (), after.wheels)
-    yield from _packages("deb", old.debs if old else (), after.debs)
+    yield from _packages("uv", (old.uv,) if old else (), (after.uv,), names)
+    yield from _packages("wheel", old.wheels if old else (), after.wheels, names)
+    yield from _packages("deb", old.debs if old else (), after.debs, names)
 
 
 def _image(before: BaseLock | None, after: BaseLock) -> Iterator[Change]:
@@ -65,12 +76,16 @@ def _image(before: BaseLock | None, after: BaseLock) -> Iterator[Change]:
 
 
 def _packages(
-    kind: str, before: Sequence[Wheel | Deb], after: Sequence[Wheel | Deb]
+    kind: str,
+    before: Sequence[Wheel | Deb],
+    after: Sequence[Wheel | Deb],
+    asked: frozenset[str],
 ) -> Iterator[Change]:
     old, new = ({each.name: each for each in side} for side in (before, after))
     for name in sorted(old.keys() | new.keys()):
         a, b = old.get(name), new.get(name)
-        if a is not None and b is not None and (a.version, a.sha256) == (b.version, b.sha256):
+        same = a is not None and b is not None and (a.version, a.sha256) == (b.version, b.sha256)
+        if same and normal(name) not in asked:
             continue
         yield Change(
             kind=kind,

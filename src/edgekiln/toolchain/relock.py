@@ -79,7 +79,7 @@ def lock(name: str, progress: Progress, *, only: Sequence[str] = ()) -> Relocked
         debs=_debs_of(held, chosen, what, base, progress),
     )
     write_lock(replace(made, images=carried(held, made)), target)
-    return Relocked(path=target, changes=tuple(changes_of(held, made)))
+    return Relocked(path=target, changes=tuple(changes_of(held, made, only)))
 
 
 @dataclass(frozen=True, kw_only=True)
