@@ -24,8 +24,8 @@ REPO = "org/large"
 SIZE = 1200 << 20
 WIDE = 4096
 MIB = 1 << 20
-# What the command itself takes, Python and all; in bytes. Measured: 90 MB.
-MOST = 300 * MIB
+# What the command itself may take, Python and all, in bytes; measured: 49 MiB.
+MOST = 128 * MIB
 
 
 @dataclass
@@ -102,6 +102,5 @@ def test_a_large_model_comes_through_a_kill_into_two_gigabytes(rent: Rent, hub: 
     ]
     begun = [int(found[1]) for span in spans if (found := re.fullmatch(r"bytes=(\d+)-", span))]
     assert begun and begun[0] > SIZE // 4, spans
-    print(f"peak {int(done.stdout.split('peak ')[1]) / MIB:.0f} MiB")
     peak = int(done.stdout.split("peak ")[1])
     assert peak < MOST, peak
