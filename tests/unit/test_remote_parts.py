@@ -9,10 +9,11 @@ import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from edgekiln.errors import DigestError, OutOfMemoryError, UsageError
+from edgekiln.errors import DigestError, OutOfMemoryError, RemoteError, UsageError
 from edgekiln.home import project
 from edgekiln.pipeline import FromPath, Pipeline
 from edgekiln.remote import hosts, moving, pack, placing
@@ -265,3 +266,30 @@ def test_what_came_back_is_laid_out_and_checked(tmp_path: Path) -> None:
     (incoming / sha(b"same")).write_bytes(b"same")
     with pytest.raises(DigestError):
         moving.lay_out({"made": {**outputs["made"], "digest": "0" * 64}}, incoming, out)
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "digest"),
+    [
+        ("made", "../../.ssh/authorized_keys", "0" * 64),
+        ("made", "/etc/passwd", "0" * 64),
+        ("../made", "x", "0" * 64),
+        ("..", "x", "0" * 64),
+        ("made", "..\\x", "0" * 64),
+        ("made", "x", "../" * 20 + "0000"),
+    ],
+)
+def test_another_machines_names_lead_nowhere_else(
+    name: str, path: str, digest: str, tmp_path: Path
+) -> None:
+    outputs = {name: {"folder": True, "files": {path: (1, digest, False)}, "digest": ""}}
+    nobody: Any = None  # asked nothing before the names are looked at
+    with pytest.raises(RemoteError):
+        moving.fetch(nobody, "key", outputs, tmp_path, lambda *_: None)
+
+
+def test_what_is_no_message_is_a_cut() -> None:
+    wire, stream = wires()
+    stream.write(b"Welcome!\n")
+    with pytest.raises(Cut):
+        wire.receive()

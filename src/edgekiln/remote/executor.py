@@ -214,9 +214,8 @@ class RemoteExecutor:
 
     def _named(self, toolchain: Toolchain) -> dict[str, str]:
         """A toolchain, so that it is found there and seen to be the same."""
-        base = toolchain.base
-        given = "" if base.name == _own_base(toolchain) else base.given or base.name
-        return {"toolchain": toolchain.asked, "base": given, "digest": toolchain.digest}
+        base = toolchain.base.given or toolchain.base.name
+        return {"toolchain": toolchain.asked, "base": base, "digest": toolchain.digest}
 
     def _job(
         self, toolchain: Toolchain, stage: Stage, run: StageRun, trees: Mapping[str, Any]
@@ -344,12 +343,6 @@ class RemoteExecutor:
 
     def _note(self, run: StageRun, text: str) -> None:
         run.on_event({"event": "note", "text": text})
-
-
-def _own_base(toolchain: Toolchain) -> str:
-    from edgekiln.toolchain import load_toolchain
-
-    return load_toolchain(toolchain.asked).base.name
 
 
 def _progress(done: int, total: int, what: str) -> dict[str, Any]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edgekiln import units
 from edgekiln.digest import combine, digest_file
-from edgekiln.errors import DigestError
+from edgekiln.errors import DigestError, RemoteError
 from edgekiln.remote.line import Line
 from edgekiln.remote.wire import CHUNK
 from edgekiln.store import disk_error
@@ -20,7 +21,9 @@ from edgekiln.store import disk_error
 # An answer is waited for after so many bytes, or files.
 _BATCH = 32 << 20
 _BATCH_FILES = 500
+_TELL_SECONDS = 0.1
 _OLD_SECONDS = 14 * 86400.0
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 # (bytes done, bytes in all, rate in words)
 Told = Callable[[int, int, str], None]
 
@@ -59,8 +62,10 @@ def send(line: Line, files: Mapping[str, Path], told: Told) -> Moved:
 def fetch(line: Line, key: str, outputs: Mapping[str, Any], incoming: Path, told: Told) -> Moved:
     """Bring every file of a finished stage into `incoming`, by its digest.
 
-    Raises Cut (what has arrived is kept), and DigestError for bytes that are not the recorded.
+    Raises Cut (what has arrived is kept), DigestError for bytes that are not the recorded, and
+    RemoteError for names that would lead out of the folder.
     """
+    _refuse_astray(outputs)
     wanted = {
         sha: (f"{name}/{path}" if output["folder"] else name, size)
         for name, output in outputs.items()
@@ -78,6 +83,17 @@ def fetch(line: Line, key: str, outputs: Mapping[str, Any], incoming: Path, told
             _receive(incoming, sha, at, meter.counted(line.body(size - at)))
     there = sum(size for _, size in wanted.values()) - total
     return Moved(moved=total, there=there, seconds=meter.seconds)
+
+
+def _refuse_astray(outputs: Mapping[str, Any]) -> None:
+    """What another machine calls its files becomes paths here: none may lead elsewhere."""
+    for name, output in outputs.items():
+        for path, (_, sha, _) in output["files"].items():
+            parts = PurePosixPath(name, path).parts
+            if path.startswith("/") or "/" in name or {"..", ""} & set(parts) or "\\" in path:
+                raise RemoteError(f"output {name} has a file {path!r}, which leads elsewhere")
+            if not _SHA256.fullmatch(sha):
+                raise RemoteError(f"output {name}: {sha!r} is no sha256")
 
 
 def lay_out(outputs: Mapping[str, Any], incoming: Path, out: Path) -> None:
@@ -180,6 +196,7 @@ class _Meter:
     def __init__(self, total: int, told: Told) -> None:
         self._total, self._told, self._done = total, told, 0
         self._began = time.monotonic()
+        self._last = 0.0
 
     @property
     def seconds(self) -> float:
@@ -189,7 +206,10 @@ class _Meter:
         for piece in pieces:
             yield piece
             self._done += len(piece)
-            self._told(self._done, self._total, _rate(self._done, self.seconds))
+            now = time.monotonic()
+            if self._done == self._total or now - self._last > _TELL_SECONDS:
+                self._last = now
+                self._told(self._done, self._total, _rate(self._done, self.seconds))
 
 
 def _rate(size: int, seconds: float) -> str:

@@ -39,9 +39,14 @@ class Wire:
     def receive(self) -> dict[str, Any]:
         """The next message that is no beat."""
         while True:
-            message = json.loads(self.line())
+            try:
+                message = json.loads(self.line())
+            except ValueError as error:
+                raise Cut("what arrives is no message") from error
+            if not isinstance(message, dict):
+                raise Cut("what arrives is no message")
             if "beat" not in message:
-                return dict(message)
+                return message
 
     def line(self) -> bytes:
         """The next line, whatever it is; raises Cut where none comes any more."""
