@@ -151,7 +151,7 @@ class LicenceError(KilnError):
 
 
 class DifferenceError(KilnError):
-    """Two bundles that should be the same and are not."""
+    """Two bundles or images that should be the same and are not."""
 
     exit_code = 18
     kind = "difference"
