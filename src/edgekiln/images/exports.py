@@ -195,7 +195,8 @@ def _write(
 
 def write_index(folder: Path, image: Image) -> None:
     """What makes a folder of blobs a layout; written last."""
-    named = {REF_NAME: image.tag, "io.containerd.image.name": image.tag}
+    # containerd, and a Docker that keeps its images there, take names with their registry only.
+    named = {REF_NAME: image.tag, "io.containerd.image.name": f"docker.io/{image.tag}"}
     entry = {**_entry(image.manifest), "platform": _PLATFORM, "annotations": named}
     _json(folder / "oci-layout", {"imageLayoutVersion": "1.0.0"})
     _json(folder / "index.json", {"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry]})

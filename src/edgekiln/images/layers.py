@@ -76,8 +76,10 @@ def _settled(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
     made.size, made.linkname = info.size, info.linkname
     made.devmajor, made.devminor = info.devmajor, info.devminor
     made.pax_headers = {k: v for k, v in info.pax_headers.items() if k.startswith("SCHILY.xattr.")}
-    # A file has its package's date, which bytecode beside it may be held against.
-    made.mtime = int(info.mtime) if info.isfile() and not name.startswith(_OURS) else EPOCH
+    # A file has its package's date, which bytecode beside it may be held against; a hard link has
+    # its file's, since some engines put it on both.
+    dated = (info.isfile() or info.islnk()) and not name.startswith(_OURS)
+    made.mtime = int(info.mtime) if dated else EPOCH
     if name in _OVERLAID and (info.isfile() or info.islnk()):
         made.type, made.size, made.mtime = tarfile.REGTYPE, len(_OVERLAID[name]), EPOCH
     if made.islnk():
