@@ -26,10 +26,10 @@ import pytest
 from edgekiln import images
 from edgekiln.calls import call
 from edgekiln.engine import Engine
-from edgekiln.errors import DigestError, FetchError, UsageError
+from edgekiln.errors import DigestError, FetchError, KilnError, UsageError
 from edgekiln.home import project
 from edgekiln.images.base import ensure_base
-from edgekiln.kits import ownpackages
+from edgekiln.kits import ownpackages, vendordebs
 from edgekiln.progress import Silent
 from edgekiln.toolchain import Toolchain, load_toolchain
 from edgekiln.toolchain.lock import Deb
@@ -219,6 +219,19 @@ def test_a_version_that_the_archive_has_dropped_is_told_as_that(
     assert "no longer has libexpat1 0.1-1" in caught.value.what
     assert now.version in caught.value.why and now.sha256 in caught.value.why
     assert "EDGEKILN_APT_SNAPSHOT" in caught.value.remedy
+
+
+def test_a_folder_is_filled_with_what_there_is_and_the_rest_is_named(tmp_path: Path) -> None:
+    toolchain = load_toolchain("qnn")
+    here = next(deb for deb in toolchain.lock.debs if deb.name == "media-types")
+    gone = dataclasses.replace(here, name="libexpat1", version="0.1-1")
+    failures: list[tuple[str, KilnError]] = []
+    made = vendordebs.fill(toolchain.base, [here, gone], tmp_path, Silent(), failures)
+    assert [path.name for path in made] == [f"media-types_{here.version}_all.deb"]
+    assert [name for name, _ in failures] == ["libexpat1 0.1-1"]
+    told = failures[0][1]
+    assert "did not give libexpat1 0.1-1" in told.what and gone.sha256 in told.why
+    assert "the archive has " in told.why, "what there is in its place"
 
 
 @dataclass(frozen=True)

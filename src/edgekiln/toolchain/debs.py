@@ -1,12 +1,11 @@
 """Packages of the distribution that lie on this machine: by name, version and sha256.
 
-The vendor folder is looked into first, then what this machine's own apt has kept, then the folders
-that EDGEKILN_MIRRORS names. A file is known by its bytes; its name says only where to look.
+The vendor folder is looked into first, then the folders that EDGEKILN_MIRRORS names, then what this
+machine's own apt has kept. A file is known by its bytes; its name says only where to look.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from urllib.parse import quote
 from edgekiln.digest import digest_file
 from edgekiln.errors import DigestError
 from edgekiln.toolchain.lock import Deb
-from edgekiln.toolchain.wheels import vendor
+from edgekiln.toolchain.wheels import mirrored, vendor
 
 _APT = Path("/var/cache/apt/archives")
 _OURS = ("amd64", "all")
@@ -75,8 +74,7 @@ def find_debs(debs: Iterable[Deb], folders: Sequence[Path] | None = None) -> Fou
 
 def looked_into() -> list[Path]:
     """The folders in which packages may lie, the one that counts most first."""
-    named = (Path(place) for place in os.environ.get("EDGEKILN_MIRRORS", "").split())
-    return [*vendor(), *(path for path in (*named, _APT) if path.is_dir())]
+    return [*vendor(), *mirrored(), *([_APT] if _APT.is_dir() else [])]
 
 
 def file_name(deb: Deb, path: Path) -> str:

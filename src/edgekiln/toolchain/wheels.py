@@ -1,6 +1,7 @@
 """Wheels that already lie on this machine, recognised by the digest the lock holds.
 
-The vendor folder (EDGEKILN_VENDOR) is looked into first, then the user's own find-links.
+The vendor folder (EDGEKILN_VENDOR) is looked into first, then the folders of EDGEKILN_MIRRORS, then
+the user's own find-links.
 """
 
 from __future__ import annotations
@@ -40,8 +41,14 @@ def vendor() -> list[Path]:
     return [folder] if folder and folder.is_dir() else []
 
 
+def mirrored() -> list[Path]:
+    """The folders on this machine that EDGEKILN_MIRRORS names; addresses are not among them."""
+    named = (Path(place) for place in os.environ.get("EDGEKILN_MIRRORS", "").split())
+    return [folder for folder in named if folder.is_dir()]
+
+
 def _candidates(wheel: Wheel, pip: PipSettings) -> Iterator[Path]:
-    for folder in (*vendor(), *pip.folders()):
+    for folder in (*vendor(), *mirrored(), *pip.folders()):
         if (folder / wheel.file).is_file():
             yield folder / wheel.file
     for index in pip.file_indexes():
