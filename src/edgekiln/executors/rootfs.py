@@ -79,7 +79,7 @@ class RootfsExecutor(Processes):
         self._way(progress)
         if toolchain.kits:
             make_kits([toolchain], progress)
-        root = unpack.ready(toolchain, progress)
+        root = unpack.ready(toolchain, _Hundredths(progress))
         if not _proof(toolchain).is_file():
             progress.update(0, None, "verify")
             report = self._prove(root, toolchain)
@@ -189,6 +189,20 @@ class RootfsExecutor(Processes):
             ]
             with self._inside(root, binds, work, program, env) as launch:
                 return call([*self._cut, *launch.words], env=launch.env)
+
+
+class _Hundredths:
+    """Bytes as parts of a hundred: making a toolchain ready is told in steps."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self.note = progress.note
+
+    def update(self, done: float, total: float | None = None, what: str = "") -> None:
+        if total:
+            self._progress.update(int(100 * done / total), 100, what)
+        else:
+            self._progress.update(0, None, what)
 
 
 def _root(toolchain: Toolchain) -> Path:
