@@ -23,7 +23,7 @@ from edgekiln.home import project
 
 if TYPE_CHECKING:
     from edgekiln.engine import Engine
-    from edgekiln.images.base import ReadyBase
+    from edgekiln.user.aptconf import AptSettings
 
 # Where things lie in a box. The data disk has AutoDL's name.
 CHECKOUT = "/srv/edgekiln"
@@ -35,6 +35,7 @@ PACKAGES = (
     *("ca-certificates", "libatomic1", "openssh-server", "procps", "proot", "python3"),
     "python3-venv",
 )
+_RECIPE = Path(__file__).with_name("Dockerfile")
 _REPOSITORY = "edgekiln-test/box"
 # A first process that gathers up what others leave behind, as the rentals' own do.
 _INIT = ["bash", "-c", "trap 'exit 0' TERM; while :; do sleep 3600 & wait $!; done"]
@@ -241,18 +242,17 @@ def rented(engine: Engine, image: str, wanted: Wanted) -> Iterator[Box]:
             engine_call(engine, "rm", "--force", "--volumes", name)
 
 
-def box_image(engine: Engine, packages: Iterable[str] = PACKAGES) -> str:
-    """The tag of a box's image on our own Debian 12, made if it is not there yet."""
-    from edgekiln.images.base import ensure_base
+def box_image(engine: Engine, packages: Iterable[str] = PACKAGES, base: str = "debian-12") -> str:
+    """The tag of a box's image on one of our own bases, made if it is not there yet."""
+    from edgekiln.images.base import apt_for, ensure_base
     from edgekiln.progress import Silent
-    from edgekiln.toolchain import load_toolchain
+    from edgekiln.toolchain import load_base
 
-    base = ensure_base(engine, load_toolchain("qnn").base, Silent(), frozen=False)
+    ready = ensure_base(engine, load_base(base), Silent(), frozen=False)
     packages = sorted(packages)
-    recipe = Path(__file__).with_name("Dockerfile")
-    tag = _tag("plain", base.reference, *packages, recipe.read_text(encoding="utf-8"))
+    tag = _tag("plain", ready.reference, *packages, _RECIPE.read_text(encoding="utf-8"))
     if engine.image(tag) is None:
-        _build(engine, tag, base, recipe, packages)
+        _build(engine, tag, ready.reference, apt_for(load_base(base), ready), packages)
     return tag
 
 
@@ -301,30 +301,17 @@ def _tag(kind: str, *parts: str) -> str:
     return f"{_REPOSITORY}:{kind}-{digest[:12]}"
 
 
-def _build(engine: Engine, tag: str, base: ReadyBase, recipe: Path, packages: list[str]) -> None:
+def _build(engine: Engine, tag: str, base: str, apt: AptSettings, packages: list[str]) -> None:
     """One build with the user's settings of apt as secrets, as the images of toolchains have."""
-    from edgekiln.user.aptconf import apt_settings
-    from edgekiln.user.pipconf import pip_settings
-
-    pip = pip_settings()
-    apt = apt_settings("debian", "bookworm", pip.proxies, pip.cert)
     with tempfile.TemporaryDirectory(prefix="edgekiln-box-") as scratch:
         ca = apt.ca_file()
         texts = {
             "apt": apt.conf(ca="/run/secrets/ca").encode(),
-            "sources": (apt.sources or base.sources).encode(),
+            "sources": apt.sources.encode(),
             "aptauth": apt.auth.read_bytes() if apt.auth else b"",
             "ca": ca.read_bytes() if ca else b"",
         }
-        words = [
-            "build",
-            "--tag",
-            tag,
-            "--file",
-            str(recipe),
-            "--build-arg",
-            f"BASE={base.reference}",
-        ]
+        words = ["build", "--tag", tag, "--file", str(_RECIPE), "--build-arg", f"BASE={base}"]
         words += ["--build-arg", f"PACKAGES={' '.join(packages)}"]
         for name, text in texts.items():
             path = Path(scratch, name)
