@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.boxes import kit
@@ -104,7 +104,7 @@ class Second:
     cable: Cable
     me: Path
     home: str = kit.HOME
-    lines: list[str] = field(default_factory=list)
+    user: str = "root"
 
     @property
     def env(self) -> dict[str, str]:
@@ -116,26 +116,28 @@ class Second:
         env = "{EDGEKILN_VENDOR: /media/vendor, PIP_NO_INDEX: '1'}"
         known = {"executor": "native", "home": self.home, "env": env, **more}
         lines = [f"  {key}: {value}" for key, value in known.items()]
-        address = f"  address: ssh://root@127.0.0.1:{self.cable.port}"
+        address = f"  address: ssh://{self.user}@127.0.0.1:{self.cable.port}"
         text = "\n".join(["second:", address, *lines]) + "\n"
         (self.me / "hosts.yaml").write_text(text, encoding="utf-8")
 
 
-def second(box: Box, me: Path) -> Second:
-    """Start a real sshd in a box; this user alone may log in, by a key made now."""
+def second(box: Box, me: Path, home: str = kit.HOME) -> Second:
+    """Start a real sshd in a box, for the box's user, who logs in by a key made now."""
+    user = box.wanted.user
+    folder = "/root/.ssh" if user == "root" else f"/home/{user}/.ssh"
     ssh = me / ".ssh"
     ssh.mkdir(mode=0o700, parents=True)
     made = call(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(ssh / "id_ed25519")], {})
     assert made.returncode == 0, made.stderr
-    box.must("mkdir", "-p", "-m", "700", "/root/.ssh", user="root")
+    box.must("mkdir", "-p", "-m", "700", folder)
     public = (ssh / "id_ed25519.pub").read_text(encoding="utf-8")
-    box.run("tee", "/root/.ssh/authorized_keys", user="root", input=public)
+    box.run("tee", f"{folder}/authorized_keys", input=public)
     box.must("ssh-keygen", "-A", user="root")
     box.must("/usr/sbin/sshd", user="root")
     cable = Cable((box.address, 22))
     key = box.must("cat", "/etc/ssh/ssh_host_ed25519_key.pub", user="root").split()
     line = f"[127.0.0.1]:{cable.port} {key[0]} {key[1]}\n"
     (ssh / "known_hosts").write_text(line, encoding="utf-8")
-    found = Second(box=box, cable=cable, me=me)
+    found = Second(box=box, cable=cable, me=me, home=home, user=user)
     found.named()
     return found

@@ -125,6 +125,25 @@ def test_the_gpus_stage_there_and_the_rest_here_is_the_same_bundle(
     assert "sent to second" in notes(found)
 
 
+def test_an_ordinary_user_there_will_do(
+    rent: Rent, kiln: Kiln, tiny: Path, tmp_path: Path, at_home: dict[str, str]
+) -> None:
+    """Neither root nor a home that is named: edgekiln finds the data disk by its profile."""
+    box = rent(user=kit.RENTER)
+    second = farkit.second(box, tmp_path / "me", home="''")
+    second.named(profile="autodl")
+    try:
+        rest(begun(kiln, second, tiny, "--on", "*=second", "--prove", "none"))
+    finally:
+        second.cable.close()
+    listed = box.must("find", f"{kit.HOME}/store/v1/objects", "-name", "entry.json")
+    assert len(listed.split()) == 4
+    owner = box.must("stat", "-c", "%U", f"{kit.HOME}/remote")
+    assert owner == kit.RENTER
+    binary = "models/weight_sharing_model_1_of_1.serialized.bin"
+    assert sums(kiln.here / "bundle")[binary] == at_home[binary]
+
+
 def test_nothing_is_sent_twice(afresh: Second, kiln: Kiln, tiny: Path) -> None:
     everywhere = ("--on", "*=second", "--prove", "none")
     rest(begun(kiln, afresh, tiny, *everywhere))
