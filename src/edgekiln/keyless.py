@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from edgekiln import offline
 from edgekiln.bundle import SIGSTORE
 from edgekiln.digest import cannot_read
 from edgekiln.errors import FetchError, SignatureError, UsageError
@@ -78,6 +79,7 @@ def verify(bundle: Path, *, identity: str, issuer: str) -> Verified:
 @contextmanager
 def _explained() -> Iterator[None]:
     """The package's exceptions, and its absence, as errors with a remedy."""
+    offline.refuse("Sigstore", remedy="a key of one's own needs nobody: --key FILE")
     try:
         yield
     except ImportError as error:

@@ -28,6 +28,7 @@ from edgekiln.calls import call
 from edgekiln.engine import Engine
 from edgekiln.errors import DigestError, FetchError, KilnError, UsageError
 from edgekiln.home import project
+from edgekiln.images import vendoredbase
 from edgekiln.images.base import ensure_base
 from edgekiln.kits import ownpackages, vendordebs
 from edgekiln.progress import Silent
@@ -172,6 +173,28 @@ def linked(folder: Path, target: Path) -> Path:
         if path.is_file():
             (target / path.name).symlink_to(path)
     return target
+
+
+def test_a_saved_base_is_loaded_where_none_can_be_made(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load_toolchain("qnn").base
+    ready = ensure_base(engine, base, Silent(), frozen=False)
+    saved, note = vendoredbase.save(engine, base, tmp_path, Silent())
+    monkeypatch.setenv("EDGEKILN_VENDOR", str(tmp_path))
+    monkeypatch.setenv("EDGEKILN_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("EDGEKILN_OFFLINE", "1")
+    # As on a system without mmdebstrap.
+    monkeypatch.setattr(vendoredbase, "_can_make", lambda: False)
+    assert ensure_base(engine, base, Silent(), frozen=True) == ready
+
+    shutil.rmtree(tmp_path / "home")
+    note.write_text(note.read_text().replace("bookworm", "trixie"))
+    with pytest.raises(DigestError, match="is damaged"):
+        ensure_base(engine, base, Silent(), frozen=True)
+    saved.unlink()
+    with pytest.raises(FetchError, match="the base debian-12 is not here"):
+        ensure_base(engine, base, Silent(), frozen=True)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from edgekiln import offline
 from edgekiln.errors import ToolchainError, UsageError
 from edgekiln.report import Reporter, Task, table
 
@@ -142,6 +143,7 @@ def toolchains_outdated(reporter: Reporter, *, name: str, every: bool) -> None:
 @contextmanager
 def _asking(reporter: Reporter, task: str, name: str, unit: str) -> Iterator[Task]:
     """A task that asks upstream about one toolchain, or all."""
+    offline.refuse("what upstreams have now", remedy=f"kiln toolchains {task}, with a network")
     reporter.started(task, f"asking upstream about {name or 'all toolchains'}")
     started = time.monotonic()
     try:

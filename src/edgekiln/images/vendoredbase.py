@@ -85,6 +85,7 @@ def save(engine: Engine, base: Base, folder: Path, progress: Progress) -> list[P
     note = target.with_name(f"{target.name}.json")
     if not target.is_file() or not note.is_file():
         if not record.is_file() or not engine.image(reference):
+            progress.note(f"{reference} is not in the engine: no image of the base is saved")
             return []
         progress.update(0, None, f"saving {target.name}")
         fresh = target.with_name(f".{target.name}.part")
