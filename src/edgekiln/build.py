@@ -226,9 +226,10 @@ def dry_run(recipe: Recipe, settings: Settings, reporter: Reporter) -> None:
     reporter.result("plan", [p.stage.name for p in planned], describe_plan(job, planned))
     if job.places:
         _show_places(job, reporter)
-    from edgekiln.boxes.gate import likely
+    from edgekiln.boxes.gate import taken
 
-    for check in examine(job, planned, limits(settings), likely(settings.executor)):
+    name, _ = taken(settings.executor, job.toolchains.values())
+    for check in examine(job, planned, limits(settings), name):
         text = f"{'ok     ' if check.ok else 'too low'}  {check.name}: {check.found}"
         reporter.result(f"doctor.{check.name}", check.ok, text)
 

@@ -14,7 +14,7 @@ import pytest
 
 from edgekiln.boxes import disks, fits, gate, gpu, limits, profiles, release
 from edgekiln.boxes.profiles import MACHINE, NoGpu, Profile
-from edgekiln.errors import BoxError, DiskError, OutOfMemoryError, UsageError
+from edgekiln.errors import BoxError, DiskError, EngineError, OutOfMemoryError, UsageError
 from edgekiln.home import project
 from edgekiln.toolchain import list_toolchains, load_toolchain
 
@@ -296,7 +296,8 @@ def test_what_any_model_needs_is_known_without_one(
 
     monkeypatch.setenv("EDGEKILN_HOME", str(tmp_path))
     found = load_backend(backend)
-    checks = gate.of_any_model(found, found.options(), ["model"], "native", memory=GIB)
+    name, checks = gate.of_any_model(found, found.options(), ["model"], "native", memory=GIB)
+    assert name == "native"
     errors = {type(check.error) for check in checks if check.error}
     assert OutOfMemoryError in errors
     (memory,) = [check for check in checks if check.name == "memory"]
@@ -304,6 +305,13 @@ def test_what_any_model_needs_is_known_without_one(
     disk = next(check for check in checks if check.name.startswith("disk"))
     assert "toolchain" in disk.found
     assert errors <= {OutOfMemoryError, DiskError}
+
+
+def test_an_engine_that_is_asked_for_and_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
+    name, (check,) = gate.taken("docker")
+    assert name == "docker"
+    assert isinstance(check.error, EngineError)
 
 
 def test_every_toolchains_size_is_known() -> None:

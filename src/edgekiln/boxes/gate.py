@@ -13,10 +13,12 @@ from edgekiln.boxes.profiles import current
 from edgekiln.doctor import Check
 from edgekiln.errors import AccessError, BoxError, KilnError
 from edgekiln.home import home
+from edgekiln.toolchain import load_toolchain
 
 if TYPE_CHECKING:
     from edgekiln.backends.base import Backend
     from edgekiln.models.model import Model
+    from edgekiln.pipeline import Pipeline
     from edgekiln.toolchain import Toolchain
 
 # Executors that install a toolchain on this very machine.
@@ -39,20 +41,41 @@ def refuse_before_fetching(
     backend: Backend, options: Any, roles: Iterable[str], executor: str, memory: int | None
 ) -> None:
     """Raise what this machine lacks for any model, however small: before one is asked for."""
-    for check in of_any_model(backend, options, roles, likely(executor), memory):
+    _, found = of_any_model(backend, options, roles, executor, memory)
+    for check in found:
         if check.error:
             raise check.error
 
 
 def of_any_model(
     backend: Backend, options: Any, roles: Iterable[str], executor: str, memory: int | None = None
-) -> list[Check]:
+) -> tuple[str, list[Check]]:
     """What a build needs whatever its model is, against what this machine has.
 
-    `executor` is the name of the one that would run it; `memory` the limit that was asked for.
+    `executor` is the one asked for, `memory` the limit that was. Returns the name of the executor
+    that would be taken, and the checks.
     """
-    found = [*writable(), *machine(executor)]
-    return [*found, *_least(backend, options, roles, executor, memory)]
+    try:
+        pipeline = backend.plan(options, {role: _small() for role in roles})
+        toolchains = [load_toolchain(name) for name in {s.toolchain for s in pipeline.stages}]
+    except (KilnError, OSError):  # options that fit no such model: its own plan will tell
+        name, found = taken(executor)
+        return name, [*writable(), *found, *machine(name)]
+    name, found = taken(executor, toolchains)
+    least = _least(pipeline, toolchains, name, memory)
+    return name, [*writable(), *found, *machine(name), *least]
+
+
+def taken(executor: str, toolchains: Iterable[Toolchain] = ()) -> tuple[str, list[Check]]:
+    """The name of the executor that a build takes, and why none can be had if that is so."""
+    from edgekiln.executors.choose import choose_executor
+
+    try:
+        found, why = choose_executor(executor, toolchains)
+    except KilnError as error:
+        return executor, [Check(name="executor", found=error.short, error=error)]
+    found.close()
+    return found.name, [Check(name="executor", found=f"{found.name}: {why}")]
 
 
 def writable() -> list[Check]:
@@ -160,16 +183,8 @@ def _to_come(toolchains: Iterable[Toolchain], executor: str) -> list[Toolchain]:
 
 
 def _least(
-    backend: Backend, options: Any, roles: Iterable[str], executor: str, memory: int | None
+    pipeline: Pipeline, toolchains: list[Toolchain], executor: str, memory: int | None
 ) -> list[Check]:
-    """The checks of a build of the smallest model; none where its options fit no such model."""
-    from edgekiln.toolchain import load_toolchain
-
-    try:
-        pipeline = backend.plan(options, {role: _small() for role in roles})
-        toolchains = [load_toolchain(name) for name in {s.toolchain for s in pipeline.stages}]
-    except (KilnError, OSError):
-        return []
     hungriest = max(pipeline.stages, key=lambda stage: stage.memory)
     what = f"stage {hungriest.name} of even a model of 135 million parameters"
     needs = [(home(), sum(stage.disk for stage in pipeline.stages), "the store")]

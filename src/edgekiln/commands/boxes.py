@@ -116,22 +116,20 @@ def _hold(what: Recipe, executor: str, reporter: Reporter) -> None:
     backend = load_backend(what.backend)
     options = what.parsed(backend)
     references = {"model": what.model, **backend.models(options)}
-    name = gate.likely(executor)
-    reporter.result("executor", name, f"{'executor':<13}{name}")
     absent = [ref for ref in references.values() if not at_hand(ref)]
     if absent:
-        found = gate.of_any_model(backend, options, references, name)
+        _, found = gate.of_any_model(backend, options, references, executor)
         note = f"{', '.join(absent)} is not here yet: these are the figures of the smallest model"
         reporter.say(f"{note}; `kiln models get` fetches it")
     else:
-        found = _of_this_model(what, executor, name, reporter)
+        found = _of_this_model(what, executor, reporter)
     _tell(found, reporter)
     for check in found:
         if check.error:
             raise check.error
 
 
-def _of_this_model(what: Recipe, executor: str, name: str, reporter: Reporter) -> list[Check]:
+def _of_this_model(what: Recipe, executor: str, reporter: Reporter) -> list[Check]:
     from edgekiln import build
     from edgekiln.plan import Planner
     from edgekiln.show import describe_plan
@@ -144,7 +142,8 @@ def _of_this_model(what: Recipe, executor: str, name: str, reporter: Reporter) -
     with build.open_store() as store:
         planned = Planner(store, job.toolchains, reporter).plan(job.pipeline)
     reporter.result("plan", [p.stage.name for p in planned], describe_plan(job, planned))
-    return [*found, *build.examine(job, planned, build.limits(settings), name)]
+    name, taken = gate.taken(executor, job.toolchains.values())
+    return [*found, *taken, *build.examine(job, planned, build.limits(settings), name)]
 
 
 def _tell(found: Iterable[Check], reporter: Reporter) -> None:
