@@ -323,8 +323,9 @@ def loaded(engine: Engine, toolchain: Toolchain, progress: Progress) -> bool:
 def into_engine(engine: Engine, toolchain: Toolchain, source: Layout, progress: Progress) -> None:
     """Load an export and prove it; what fails its verify does not stay in the engine."""
     from edgekiln import images
+    from edgekiln.images import held
 
-    require(source, toolchain)
+    held.hold(source, require(source, toolchain), toolchain, progress)
     image = load(engine, source, progress)
     try:
         progress.update(0, None, "verify")

@@ -81,13 +81,14 @@ def ready(toolchain: Toolchain, progress: Progress) -> Path:
 def from_export(toolchain: Toolchain, source: Layout, progress: Progress) -> Path:
     """The root folder of the toolchain's image out of an export. Raises as `ready` does."""
     from edgekiln.images import exports
+    from edgekiln.images import held as held_images
     from edgekiln.locking import held
 
     path = rootfs_path(toolchain)
     lock = home() / "locks" / f"rootfs-{path.name}.lock"
     with held(lock, lambda: progress.note(f"waiting: another edgekiln is unpacking {path.name}")):
         if not is_ready(toolchain):
-            exports.require(source, toolchain)
+            held_images.hold(source, exports.require(source, toolchain), toolchain, progress)
             unpack(source, path, progress)
     return path / _ROOT
 
