@@ -32,7 +32,7 @@ _WRONG = re.compile(
 )
 _GONE = re.compile(
     r"apt-install: gone (?P<name>\S+) (?P<version>\S+) (?P<locked>[0-9a-f]{64})"
-    r" (?P<place>\S*) ?(?P<now>\S*) ?(?P<found>[0-9a-f]*)"
+    r" *(?P<place>\S*) *(?P<now>\S*) *(?P<found>[0-9a-f]*)"
 )
 _FROZEN = "apt-install: the locked versions cannot be installed"
 _PYPI = "the Python index"
