@@ -121,7 +121,7 @@ def test_a_profiles_defaults_are_never_over_the_users(tmp_path: Path) -> None:
     assert found["EDGEKILN_BUILDS"] == f"{tmp_path}/data/build"
     assert found["HF_ENDPOINT"] == "http://mirror"
     mine = {**home, "EDGEKILN_HOME": "/mine", "HF_ENDPOINT": "x", "PIP_INDEX_URL": "y"}
-    assert list(profiles.defaults(profile, mine)) == ["EDGEKILN_BUILDS"]
+    assert list(profiles.defaults(profile, mine)) == ["EDGEKILN_BUILDS", profiles.MARK]
     (tmp_path / ".pip").mkdir()
     (tmp_path / ".pip" / "pip.conf").write_text("[global]\nindex-url = http://own\n")
     assert "PIP_INDEX_URL" not in profiles.defaults(profile, home)

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from edgekiln.boxes.profiles import MARK
 from edgekiln.errors import DigestError, DiskError, FetchError, KilnError, ModelError
 from edgekiln.home import project
 from edgekiln.models import Model, example, example_names, resolve, snapshots
@@ -112,6 +113,25 @@ def test_a_cut_connection_is_gone_on_with(hub: Site, tmp_path: Path) -> None:
     assert (get("acme/big").path / "model.safetensors").read_bytes() == whole
     (span,) = filter(None, hub.gets())
     assert 10_900_000 < int(span.removeprefix("bytes=").rstrip("-")) <= 11_000_000
+
+
+@pytest.mark.parametrize(("chosen_by", "sent"), [("", "Bearer hf_secret"), ("HF_ENDPOINT", None)])
+def test_a_token_goes_to_no_mirror_that_a_profile_chose(
+    hub: Site, monkeypatch: pytest.MonkeyPatch, chosen_by: str, sent: str | None
+) -> None:
+    told: list[str | None] = []
+
+    class Listening(HubHandler):
+        def reply(self, status: int, body: bytes, **headers: str) -> None:
+            told.append(self.headers.get("Authorization"))
+            super().reply(status, body, **headers)
+
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv(MARK, chosen_by)
+    with serving(Site(files=hub.files), Listening) as listening:
+        monkeypatch.setenv("HF_ENDPOINT", listening.url)
+        get(REPO)
+    assert len(told) > 3 and set(told) == {sent}
 
 
 def test_a_download_that_breaks_off_leaves_nothing_that_looks_whole(hub: Site, home: Path) -> None:

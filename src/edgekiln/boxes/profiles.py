@@ -20,6 +20,8 @@ from edgekiln.errors import UsageError, nearest
 VARIABLE = "EDGEKILN_PROFILE"
 # The folder that bundles go into unless --out says another one.
 BUILDS = "EDGEKILN_BUILDS"
+# Which variables are a profile's word and not the user's: for processes that this one starts.
+MARK = "EDGEKILN_SET_BY_PROFILE"
 # Told without reading the data: what costs a stat or two at each start. A box has one of them.
 _HINTS = ("/.dockerenv", "/run/.containerenv", "/root/autodl-tmp", "/workspace")
 _FORM = "name a profile, or a file such as `NAME: {summary: …, data: […]}`"
@@ -81,7 +83,8 @@ class Settled:
         """One line that says so; "" where nothing was set."""
         if not self.variables:
             return ""
-        said = ", ".join(f"{key}={value}" for key, value in self.variables.items())
+        shown = {key: value for key, value in self.variables.items() if key != MARK}
+        said = ", ".join(f"{key}={value}" for key, value in shown.items())
         return f"profile {self.profile.name} ({self.profile.summary}): {said}"
 
 
@@ -113,6 +116,11 @@ def settle(name: str = "", environ: MutableMapping[str, str] | None = None) -> S
     env.update(found)
     _SETTLED[0] = Settled(profile=profile, variables=found)
     return _SETTLED[0]
+
+
+def set_by_profile(variable: str) -> bool:
+    """Whether a variable's value is a profile's, and not the user's own."""
+    return variable in os.environ.get(MARK, "").split(",")
 
 
 def builds() -> Path:
@@ -168,7 +176,8 @@ def defaults(profile: Profile, environ: Mapping[str, str]) -> dict[str, str]:
     found = {key: value for key, value in found.items() if not environ.get(key)}
     if hosts := _left_off(profile, found, environ):
         found["NO_PROXY"] = found["no_proxy"] = hosts
-    return found
+    before = [environ[MARK]] if environ.get(MARK) else []
+    return {**found, MARK: ",".join([*before, *found])} if found else {}
 
 
 def data_disk(profile: Profile) -> Path | None:

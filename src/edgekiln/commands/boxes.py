@@ -58,6 +58,8 @@ def machine() -> Iterator[Row]:
     text = f"{profile.name}: {profile.summary}"
     yield Row(name="profile", value=profile.name, text=text)
     for key, value in told.variables.items():
+        if key == profiles.MARK:
+            continue
         yield Row(name="set by it", value={key: value}, text=f"{key}={value}")
     if profile.survives:
         yield Row(name="after a stop", value=profile.survives, text=profile.survives)

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 import edgekiln.offline
+from edgekiln.boxes.profiles import set_by_profile
 from edgekiln.errors import DiskError, FetchError, KilnError, ModelError
 from edgekiln.models.snapshots import Listing, RemoteFile, explained
 
@@ -60,8 +61,13 @@ def _authorization() -> dict[str, str]:
     """The user's token, as the Hub's own client finds it; requests keeps it to the Hub's host."""
     from huggingface_hub import get_token
 
-    token = get_token()
+    token = get_token() if _trusted() else None
     return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def _trusted() -> bool:
+    """Whether the user chose the Hub's place: a mirror that a profile chose gets no token."""
+    return not set_by_profile("HF_ENDPOINT")
 
 
 def _ask_about(repo: str, commit: str, file: RemoteFile) -> None:
@@ -77,7 +83,8 @@ def _api() -> Any:
     from huggingface_hub import HfApi
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    return HfApi(endpoint=endpoint(), library_name="edgekiln")
+    token = None if _trusted() else False
+    return HfApi(endpoint=endpoint(), library_name="edgekiln", token=token)
 
 
 def _remote(sibling: Any) -> RemoteFile:
@@ -90,6 +97,12 @@ def _translate(error: Exception, repo: str, revision: str) -> KilnError:
     from huggingface_hub import errors
 
     place = endpoint()
+    if isinstance(error, errors.GatedRepoError) and not _trusted():
+        return ModelError(
+            f"{repo} asks you to accept its terms first",
+            why=f"your token is not sent to {place}, which a profile chose and not you",
+            remedy="set HF_ENDPOINT to the Hub, or to this mirror if you trust it with your token",
+        )
     if isinstance(error, errors.GatedRepoError):
         return ModelError(
             f"{repo} asks you to accept its terms first",
