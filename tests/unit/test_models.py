@@ -16,9 +16,11 @@ from types import SimpleNamespace
 import pytest
 
 from edgekiln.boxes.profiles import MARK
-from edgekiln.errors import DigestError, DiskError, FetchError, KilnError, ModelError
+from edgekiln.errors import DigestError, DiskError, FetchError, KilnError, ModelError, UsageError
 from edgekiln.home import project
+from edgekiln.kits import vendormodel
 from edgekiln.models import Model, example, example_names, resolve, snapshots
+from edgekiln.models.seal import sealed
 from edgekiln.progress import Silent
 from tests.unit import tinymodel
 from tests.unit.servers import COMMIT, HubHandler, Site, serving
@@ -101,6 +103,36 @@ def test_what_was_fetched_once_needs_no_network(hub: Site) -> None:
     assert hub.asked == []
     assert get(REPO, refresh=True) == first
     assert [method for method, _, _ in hub.asked] == ["GET"]
+
+
+def test_a_model_in_a_vendor_folder_is_enough_where_nobody_may_be_asked(
+    hub: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "vendor"
+    folder.mkdir()
+    made = vendormodel.fill(REPO, folder, Silent())
+    assert vendormodel.fill(REPO, folder, Silent()) == made
+    check = ["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"]
+    assert subprocess.run(check, cwd=folder, check=False).returncode == 0
+    assert len((folder / "SHA256SUMS").read_text().splitlines()) == len(made)
+
+    fetched = get(REPO)
+    monkeypatch.setenv("EDGEKILN_HOME", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("EDGEKILN_OFFLINE", "1")
+    hub.asked.clear()
+    assert "is not here, and --offline asks nobody" in refused(REPO, FetchError)
+    monkeypatch.setenv("EDGEKILN_VENDOR", str(folder))
+    for ref in (REPO, f"{REPO}@{COMMIT}"):
+        found = get(ref)
+        assert found.source == fetched.source and found.path.is_relative_to(folder)
+        assert sealed(found.path).is_file()
+    assert hub.asked == []
+
+
+def test_a_folder_of_ones_own_is_not_put_into_a_vendor_folder(tmp_path: Path) -> None:
+    folder = tinymodel.make(tmp_path / "mine")
+    with pytest.raises(UsageError, match="a folder of your own"):
+        vendormodel.fill(str(folder), tmp_path / "vendor", Silent())
 
 
 def test_a_cut_connection_is_gone_on_with(hub: Site, tmp_path: Path) -> None:
