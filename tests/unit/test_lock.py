@@ -15,6 +15,7 @@ from edgekiln.errors import ToolchainError
 from edgekiln.images.base import drift_of, parse_records
 from edgekiln.progress import Silent
 from edgekiln.toolchain import list_toolchains, load_toolchain
+from edgekiln.toolchain.inbase import _deb
 from edgekiln.toolchain.lock import (
     BaseLock,
     Deb,
@@ -26,7 +27,7 @@ from edgekiln.toolchain.lock import (
     seal,
     write_lock,
 )
-from edgekiln.toolchain.relock import _deb, _fitness, _wheel, resolve
+from edgekiln.toolchain.relock import _fitness, _wheel, resolve
 from edgekiln.toolchain.uvtool import PINNED
 from edgekiln.user.pipconf import PipSettings
 from tests.conftest import USERS_HOME

@@ -13,15 +13,16 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from edgekiln import offline
-from edgekiln.calls import call, last_words
+from edgekiln.calls import call
 from edgekiln.errors import EngineError, KilnError, ToolchainError, UsageError, nearest
 from edgekiln.progress import Progress
 from edgekiln.toolchain import Base, changes, file_digest, folder, load_base, read_definition
 from edgekiln.toolchain.differences import Relocked, changes_of
+from edgekiln.toolchain.inbase import resolve_debs
 from edgekiln.toolchain.lock import (
     FORMAT,
     BaseDefinition,
@@ -39,9 +40,6 @@ from edgekiln.toolchain.lock import (
 )
 from edgekiln.toolchain.uvtool import PINNED, host_uv
 from edgekiln.user.pipconf import PipSettings, pip_settings, uv_environment
-
-if TYPE_CHECKING:
-    from edgekiln.engine import Engine
 
 L = TypeVar("L", Lock, BaseLock)
 PLATFORM = "linux/amd64"
@@ -377,68 +375,3 @@ def _with_sizes(
     with ThreadPoolExecutor(max_workers=8) as pool:
         sizes = list(pool.map(lambda place: size_of(place, pip), places))
     return [replace(w, size=w.size or size) for w, size in zip(wheels, sizes, strict=True)]
-
-
-def resolve_debs(packages: tuple[str, ...], base: Base, progress: Progress) -> list[Deb]:
-    """What apt would install on the base today for `packages`, with what they need."""
-    from edgekiln.engine import find_engine
-
-    if not packages:
-        return []
-    engine = find_engine()
-    if engine is None:
-        remedy = "start one: kiln engine up"
-        raise EngineError("apt's packages are locked in a container of the base", remedy=remedy)
-    progress.update(0, None, "resolving packages")
-    script = (
-        'apt-get update -qq "$@" && apt-get install -qq -y --no-install-recommends --print-uris '
-        f'-o Acquire::ForceHash=SHA256 "$@" {" ".join(packages)}'
-    )
-    said = in_base(engine, base, script, progress)
-    return sorted((_deb(line) for line in said.splitlines() if line), key=lambda deb: deb.name)
-
-
-def in_base(
-    engine: Engine, base: Base, script: str, progress: Progress, *, out: Path | None = None
-) -> str:
-    """What a shell script says in a container of the base; "$@" are apt's options there.
-
-    It runs in `out`, where that is given: what it writes there stays.
-    """
-    from edgekiln.images.base import apt_for, ensure_base
-
-    ready = ensure_base(engine, base, progress, frozen=False)
-    apt = apt_for(base, ready)
-    settings = (
-        "export APT_CONFIG=/run/kiln/apt; set -- ; [ ! -s /run/kiln/sources ] || "
-        "set -- -o Dir::Etc::SourceList=/run/kiln/sources -o Dir::Etc::SourceParts=/nonexistent;"
-    )
-    with tempfile.TemporaryDirectory(prefix="edgekiln-lock-") as scratch:
-        Path(scratch, "apt").write_text(apt.conf(ca="/run/kiln/ca"), encoding="utf-8")
-        Path(scratch, "sources").write_text(apt.sources, encoding="utf-8")
-        ca = apt.ca_file()
-        Path(scratch, "ca").write_bytes(ca.read_bytes() if ca else b"")
-        mount = ["--volume", f"{scratch}:/run/kiln:ro"]
-        mount += ["--volume", f"{out}:/run/out", "--workdir", "/run/out"] if out else []
-        return _run(engine, [*mount, ready.reference, "sh", "-c", settings + script])
-
-
-def _run(engine: Engine, arguments: list[str]) -> str:
-    from edgekiln.engine.buildcli import build_environment
-
-    done = call([*engine.cli, "run", "--rm", *arguments], env=build_environment(engine.url))
-    if done.returncode:
-        raise ToolchainError("apt could not say what it would install", why=last_words(done))
-    return done.stdout
-
-
-def _deb(line: str) -> Deb:
-    """One of apt's own lines: 'address' name_version_arch.deb size SHA256:digest."""
-    _, file, size, told = line.split()
-    name, version, _ = file.split("_", 2)
-    return Deb(
-        name=name,
-        version=unquote(version),
-        sha256=told.removeprefix("SHA256:"),
-        size=int(size),
-    )

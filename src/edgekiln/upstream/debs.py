@@ -78,7 +78,7 @@ def _asked(base: Base, script: str, progress: Progress, out: Path | None) -> Vie
     if apt.sources and shutil.which("apt-get"):
         return parse(_here(apt, script, out), archives_in(apt.sources))
     from edgekiln.engine import find_engine
-    from edgekiln.toolchain.relock import in_base
+    from edgekiln.toolchain.inbase import in_base
 
     engine = find_engine()
     if engine is None:
