@@ -209,11 +209,11 @@ def test_with_json_all_of_any_command_is_events(
 
 
 def test_every_command_that_does_not_own_the_terminal_takes_json_and_quiet() -> None:
-    from tasks import namespace
+    from tests.unit.test_docs import known
 
     lacking = {
-        context.name
-        for context in namespace.to_contexts()
+        name
+        for name, context in known().items()
         if not {"json", "quiet"} <= set(context.args) or context.args["json"].kind is not bool
     }
     assert lacking == {"images.shell", "test", "bench"}
