@@ -61,7 +61,7 @@ class RootfsExecutor(Processes):
 
     def describe(self) -> str:
         """Where stages will run, by which way, and what cannot be kept from them."""
-        by = f"by {self._found.describe()}" if self._found else "proot is still to be had"
+        by = f"by {self._found.describe()}" if self._found else "a way in is still to be had"
         said = [by, self._network(), *([] if has_landlock() else ["root NOT read only"])]
         return f"rootfs on this machine ({', '.join(said)})"
 
@@ -128,9 +128,9 @@ class RootfsExecutor(Processes):
             yield Launch(words=words, env={**env, **entered.env}, folder=work)
 
     def _at_hand(self) -> Way | None:
-        if self._asked != "chroot" and (found := find_proot()):
-            return found
-        return None
+        if self._asked == "chroot":
+            return Chroot() if _may_chroot() else None
+        return find_proot()
 
     def _way(self, progress: Progress) -> Way:
         """The way in; proot is brought where it is missing, and chroot taken where it cannot be."""
