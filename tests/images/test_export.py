@@ -40,17 +40,35 @@ touch -d @1735689600 /opt/edgekiln/verify  # as all that a build makes
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def toolchain() -> Toolchain:
     """One whose image nobody has."""
     return dataclasses.replace(load_toolchain("mnn"), installed=secrets.token_hex(32))
 
 
-@pytest.fixture
-def image(engine: Engine, toolchain: Toolchain) -> Iterator[str]:
-    """A small image of it; its tag."""
-    yield made(engine, toolchain)
+@pytest.fixture(scope="module")
+def cleared(engine: Engine, toolchain: Toolchain) -> Iterator[None]:
+    """Takes its image away in the end."""
+    yield
     remove(engine, toolchain)
+
+
+@pytest.fixture
+def image(engine: Engine, toolchain: Toolchain, cleared: None) -> str:
+    """A small image of it; its tag."""
+    found = images.exists(engine, toolchain)
+    return images.tag(toolchain) if found else made(engine, toolchain)
+
+
+@pytest.fixture(scope="module")
+def exported(
+    engine: Engine, toolchain: Toolchain, cleared: None, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Its export, which no test changes."""
+    folder = tmp_path_factory.mktemp("exported") / "image"
+    made(engine, toolchain)
+    exports.export(engine, toolchain, folder, Silent())
+    return folder
 
 
 def made(engine: Engine, toolchain: Toolchain, more: str = "") -> str:
@@ -86,22 +104,20 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_two_builds_of_one_content_are_exported_to_the_same_bytes(
-    engine: Engine, toolchain: Toolchain, image: str, tmp_path: Path
+    engine: Engine, toolchain: Toolchain, image: str, exported: Path, tmp_path: Path
 ) -> None:
-    exports.export(engine, toolchain, tmp_path / "a", Silent())
     remove(engine, toolchain)
     made(engine, toolchain)
     exports.export(engine, toolchain, tmp_path / "b", Silent())
-    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert files(exported) == files(tmp_path / "b")
 
 
 def test_it_is_loaded_as_it_was(
-    engine: Engine, toolchain: Toolchain, image: str, tmp_path: Path
+    engine: Engine, toolchain: Toolchain, image: str, exported: Path, tmp_path: Path
 ) -> None:
     before, told = listing(engine, image), engine.image(image)
-    exports.export(engine, toolchain, tmp_path / "a", Silent())
     remove(engine, toolchain)
-    exports.into_engine(engine, toolchain, Layout(tmp_path / "a"), Silent())
+    exports.into_engine(engine, toolchain, Layout(exported), Silent())
     assert content.digest(listing(engine, image)) == content.digest(before)
     found = engine.image(image)
     assert told and found
@@ -111,24 +127,22 @@ def test_it_is_loaded_as_it_was(
 
 
 def test_one_file_holds_what_the_folder_holds(
-    engine: Engine, toolchain: Toolchain, image: str, tmp_path: Path
+    engine: Engine, toolchain: Toolchain, image: str, exported: Path, tmp_path: Path
 ) -> None:
-    exports.export(engine, toolchain, tmp_path / "a", Silent())
     exports.export(engine, toolchain, tmp_path / "a.tar", Silent())
     with tarfile.open(tmp_path / "a.tar") as tar:
         tar.extractall(tmp_path / "out", filter="data")
-    assert files(tmp_path / "out") == files(tmp_path / "a")
+    assert files(tmp_path / "out") == files(exported)
     remove(engine, toolchain)
     exports.into_engine(engine, toolchain, Layout(tmp_path / "a.tar"), Silent())
     assert images.exists(engine, toolchain)
-    assert {path.name for path in tmp_path.iterdir()} == {"a", "a.tar", "out"}
+    assert {path.name for path in tmp_path.iterdir()} == {"a.tar", "out"}
 
 
 def test_it_is_laid_out_as_it_was(
-    engine: Engine, toolchain: Toolchain, image: str, tmp_path: Path
+    engine: Engine, toolchain: Toolchain, image: str, exported: Path, tmp_path: Path
 ) -> None:
-    exports.export(engine, toolchain, tmp_path / "a", Silent())
-    root = unpack.unpack(Layout(tmp_path / "a"), tmp_path / "rootfs", Silent())
+    root = unpack.unpack(Layout(exported), tmp_path / "rootfs", Silent())
     before = listing(engine, image)
     owners = None if unpack.may_give_away(tmp_path) else before
     assert content.digest(content.of_folder(root, owners)) == content.digest(before)
@@ -137,19 +151,19 @@ def test_it_is_laid_out_as_it_was(
 def test_a_vendor_folder_gives_it_to_the_engine_and_to_nobody_else(
     engine: Engine,
     toolchain: Toolchain,
-    image: str,
+    exported: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = tmp_path / "vendor"
-    exports.export(engine, toolchain, folder / exports.export_name(toolchain), Silent())
+    shutil.copytree(exported, folder / exports.export_name(toolchain))
     remove(engine, toolchain)
     monkeypatch.setenv("EDGEKILN_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("EDGEKILN_VENDOR", str(folder))
     root = unpack.ready(toolchain, Silent())
     assert (root / "opt/edgekiln/verify").is_file()
     assert unpack.is_ready(toolchain)
-    assert images.build(engine, toolchain, Silent()) == image
+    assert images.build(engine, toolchain, Silent()) == images.tag(toolchain)
     other = dataclasses.replace(toolchain, installed=secrets.token_hex(32))
     with pytest.raises(ImageError, match="has another image"):
         exports.require(Layout(folder / exports.export_name(toolchain)), other)
@@ -160,10 +174,11 @@ def test_a_vendor_folder_gives_it_to_the_engine_and_to_nobody_else(
 
 
 def test_damage_is_named_and_nothing_is_loaded(
-    engine: Engine, toolchain: Toolchain, image: str, tmp_path: Path
+    engine: Engine, toolchain: Toolchain, image: str, exported: Path, tmp_path: Path
 ) -> None:
     source = Layout(tmp_path / "a")
-    layer = exports.export(engine, toolchain, source.path, Silent()).layers[0]
+    shutil.copytree(exported, source.path)
+    layer = source.image().layers[0]
     remove(engine, toolchain)
     path = source.path / blob_name(layer.digest)
     with path.open("r+b") as file:
@@ -198,18 +213,18 @@ def test_what_is_something_else_is_not_written_over(
 def test_an_image_that_is_not_there_is_told(
     engine: Engine, toolchain: Toolchain, tmp_path: Path
 ) -> None:
+    nobody = dataclasses.replace(toolchain, installed=secrets.token_hex(32))
     with pytest.raises(ImageError, match="is not built"):
-        exports.export(engine, toolchain, tmp_path / "a", Silent())
+        exports.export(engine, nobody, tmp_path / "a", Silent())
     with pytest.raises(EngineError), exports.streamed(engine, "edgekiln/none:none"):
         pass
     assert not list(tmp_path.iterdir())
 
 
 def test_an_engine_that_refuses_says_why(
-    engine: Engine, toolchain: Toolchain, image: str, tmp_path: Path
+    engine: Engine, toolchain: Toolchain, exported: Path, tmp_path: Path
 ) -> None:
-    exports.export(engine, toolchain, tmp_path / "a", Silent())
-    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    shutil.copytree(exported, tmp_path / "b")
     source = Layout(tmp_path / "b")
     bad = dataclasses.replace(source.image(), tag="Not A Name")
     exports.write_index(source.path, bad)
