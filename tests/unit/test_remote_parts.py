@@ -121,7 +121,7 @@ def test_an_address_says_user_machine_and_port() -> None:
     host = hosts.find("ssh://root@connect.example.com:12345")
     assert host is not None
     assert (host.user, host.machine, host.port) == ("root", "connect.example.com", 12345)
-    assert host.name == "connect.example.com:12345"
+    assert host.name == "root@connect.example.com:12345"
 
 
 def test_the_checkout_packed_twice_is_the_same_archive() -> None:

@@ -152,8 +152,8 @@ def find(place: str) -> Host | None:
     if "://" in place:
         bare = Host(address=place)
         _check_address(bare, "--on")
-        port = f":{bare.port}" if bare.port else ""
-        return Host(address=place, name=f"{bare.machine}{port}")
+        user, port = f"{bare.user}@" if bare.user else "", f":{bare.port}" if bare.port else ""
+        return Host(address=place, name=f"{user}{bare.machine}{port}")
     hosts = load()
     if place not in hosts:
         remedy = nearest(place, (LOCAL, *hosts))
