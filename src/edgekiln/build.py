@@ -14,12 +14,11 @@ from edgekiln.backends.base import Backend, Finding, Outputs
 from edgekiln.boxes.profiles import builds
 from edgekiln.bundle import Bundle, find_bundle, write_bundle
 from edgekiln.digest import digest_json
-from edgekiln.errors import KilnError
 from edgekiln.executors.base import Executor
 from edgekiln.executors.choose import check_executor, choose_executor
-from edgekiln.executors.kitlinks import kits_ready, make_kits, settle_kits
 from edgekiln.home import home
 from edgekiln.locking import held
+from edgekiln.makeready import make_ready, needed, settled
 from edgekiln.models.seal import refuse_changed
 from edgekiln.pipeline import Pipeline
 from edgekiln.plan import Planned, Planner
@@ -162,60 +161,11 @@ def build(recipe: Recipe, settings: Settings, reporter: Reporter) -> Bundle:
 def build_job(job: Job, settings: Settings, reporter: Reporter, store: Store) -> Bundle:
     """Build what was prepared; `store` keeps its stages."""
     doctor.refuse_unwritable(job.place)
-    job = _settled(job, settings, reporter)
+    job = settled(job, settings, reporter)
     lock = store.root / "locks" / f"place-{digest_json(str(job.place))[:32]}.lock"
     waiting = f"another build writes {job.place}; waiting for it"
     with held(lock, lambda: reporter.say(waiting)):
         return _Build(job, settings, reporter, store).run()
-
-
-def _settled(job: Job, settings: Settings, reporter: Reporter) -> Job:
-    """The job with the last digest of each of its toolchains.
-
-    A kit that nobody publishes a digest of is fetched for that: what was found the first time is
-    part of the keys.
-    """
-    if all(kit.settled for toolchain in job.toolchains.values() for kit in toolchain.kits):
-        return job
-    with _kits_fetched(job, job.toolchains.values(), reporter) as task:
-        settle_kits(job.toolchains.values(), task)
-    again = {name: load_toolchain(name, base=settings.base) for name in job.toolchains}
-    return replace(job, toolchains=again)
-
-
-@contextmanager
-def _kits_fetched(job: Job, toolchains: Iterable[Toolchain], reporter: Reporter) -> Iterator[Task]:
-    """Ask for the licences of what is about to be fetched, then show how it goes.
-
-    Where a kit cannot be had, the backend may know of a build that does without its toolchain.
-    """
-    from edgekiln.kits import is_ready, licences
-
-    lacking = {t.asked: [kit for kit in t.kits if not is_ready(kit)] for t in toolchains}
-    kits = {kit.name: kit for found in lacking.values() for kit in found}
-    # What does without the toolchains under a licence is another way than without all of them.
-    gated = [name for name, found in lacking.items() if any(kit.licence for kit in found)]
-    with _ways_out(job, gated):
-        licences.settle_for(kits.values())
-    with _ways_out(job, [name for name, found in lacking.items() if found]):
-        reporter.started("kits", ", ".join(kits))
-        try:
-            yield Task(reporter, "kits")
-        except KilnError:
-            reporter.ended("kits", "failed", {})
-            raise
-        reporter.ended("kits", "done", {})
-
-
-@contextmanager
-def _ways_out(job: Job, toolchains: Iterable[str]) -> Iterator[None]:
-    """An error about toolchains that cannot be had, with what the backend can do without them."""
-    try:
-        yield
-    except KilnError as error:
-        ways = dict.fromkeys(filter(None, map(job.backend.remedy, toolchains)))
-        error.remedy = "; or ".join(filter(None, (error.remedy, ", and ".join(ways))))
-        raise
 
 
 def dry_run(recipe: Recipe, settings: Settings, reporter: Reporter) -> None:
@@ -283,7 +233,7 @@ class _Build:
             places = elsewhere.ready(force=self._settings.force) if elsewhere else {}
             if executor:
                 executor.tidy()
-                _make_ready(self._job, here, executor, self._reporter)
+                make_ready(self._job, here, executor, self._reporter)
             runner = Runner(
                 store=self._store,
                 executor=executor,
@@ -370,44 +320,6 @@ def limits(settings: Settings) -> Limits:
     return Limits(cpus=doctor.usable_cpus(), memory=memory)
 
 
-def _make_ready(job: Job, planned: list[Planned], executor: Executor, reporter: Reporter) -> None:
-    """Every kit first: one that cannot be had ends the build before an image is built for it."""
-    needed = _needed(planned)
-    _refuse_offline(planned, executor)
-    if not all(map(kits_ready, needed)):
-        with _kits_fetched(job, needed, reporter) as fetching:
-            make_kits(needed, fetching)
-    for name in sorted({p.stage.toolchain for p in planned if not p.entry}):
-        toolchain = job.toolchains[name]
-        if not executor.ready(toolchain):
-            task = f"toolchain {name}"
-            reporter.started(task, f"making it ready ({toolchain.summary})")
-            try:
-                executor.prepare(toolchain, Task(reporter, task, "steps"))
-            except KilnError:
-                reporter.ended(task, "failed", {})
-                raise
-            reporter.ended(task, "done", {})
-
-
-def _refuse_offline(planned: list[Planned], executor: Executor) -> None:
-    """Offline: say all that is missing before the first step. Raises FetchError, DigestError."""
-    from edgekiln import offline
-    from edgekiln.kits import absent
-
-    if not offline.enabled():
-        return
-    for stage in [p.stage for p in planned if not p.entry and p.stage.network]:
-        remedy = "build it on a machine with a network, and take the bundle along"
-        offline.refuse(f"what the tools of stage {stage.name} fetch", remedy=remedy)
-    absent.refuse_build(executor, _needed(planned))
-
-
-def _needed(planned: list[Planned]) -> list[Toolchain]:
-    """The toolchains of what is still to be run."""
-    return list({p.toolchain.asked: p.toolchain for p in planned if not p.entry}.values())
-
-
 def examine(job: Job, planned: list[Planned], limits: Limits, executor: str) -> list[doctor.Check]:
     """What is still to be run, against what this machine has. All outputs come back to it.
 
@@ -421,7 +333,7 @@ def examine(job: Job, planned: list[Planned], limits: Limits, executor: str) -> 
     store = sum(s.disk for s in todo)
     needs = [(home(), store, "the store"), (job.place, store, "the bundle")]
     run_here = [p for p in planned if p.stage.name not in job.places]
-    toolchains = _needed(run_here)
+    toolchains = needed(run_here)
     kits = [kit for toolchain in toolchains for kit in toolchain.kits]
     needs += [*doctor.room_for_kits(kits), *gate.room(toolchains, executor)]
     here = sorted((s for s in todo if s.name not in job.places), key=lambda s: -s.memory)
