@@ -16,6 +16,7 @@ from edgekiln.boxes import disks, fits, gate, gpu, limits, profiles, release
 from edgekiln.boxes.profiles import MACHINE, NoGpu, Profile
 from edgekiln.errors import BoxError, DiskError, EngineError, OutOfMemoryError, UsageError
 from edgekiln.home import project
+from edgekiln.prefix.pythons import is_python
 from edgekiln.toolchain import list_toolchains, load_toolchain
 
 GIB = 1 << 30
@@ -224,6 +225,24 @@ def test_packages_that_are_missing_are_named() -> None:
     if not Path("/usr/bin/dpkg-query").exists():
         pytest.skip("this machine has no dpkg")
     assert fits.missing_packages(what) == ["no-such-package-as-this"]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("says", "taken"), [("final", True), ("candidate", False)])
+def test_a_preview_of_python_is_passed_over(
+    says: str, taken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python3.99"
+    python.write_text(f"#!/bin/sh\necho cpython 3.99 {says}\n")
+    python.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert fits.python_here("3.99") == (str(python) if taken else "")
+
+
+def test_this_python_is_known_by_its_version() -> None:
+    minor = ".".join(map(str, sys.version_info[:2]))
+    own = str(Path(sys.executable).resolve())
+    assert is_python(own, minor) == (sys.version_info[3] == "final")
+    assert not is_python(own, "3.9")
 
 
 SMI = """

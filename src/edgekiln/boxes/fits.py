@@ -137,14 +137,13 @@ def what_to_rent(toolchain: Toolchain) -> Iterator[None]:
 
 def python_here(minor: str) -> str:
     """The path of a Python of that minor version, looked for without a network; "" if none."""
-    for folder in os.environ.get("PATH", "").split(os.pathsep):
-        if Path(folder).name == "shims":  # pyenv's: one may be there for a Python that is not
-            continue
-        if (path := shutil.which(f"python{minor}", path=folder or None)) is not None:
-            return path
+    from edgekiln.prefix.pythons import is_python
+
+    folders = map(Path, os.environ.get("PATH", "").split(os.pathsep))
+    found = [folder / f"python{minor}" for folder in folders]
     root = Path(os.environ.get("PYENV_ROOT", str(Path.home() / ".pyenv")))
-    found = sorted(root.glob(f"versions/{minor}.*/bin/python{minor}"))
-    return str(found[-1]) if found else ""
+    found += sorted(root.glob(f"versions/{minor}.*/bin/python{minor}"), reverse=True)
+    return next((str(path) for path in found if is_python(str(path), minor)), "")
 
 
 def missing_packages(toolchain: Toolchain) -> list[str]:

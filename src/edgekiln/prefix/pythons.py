@@ -21,7 +21,7 @@ _PATIENCE = 120
 def find_python(minor: str, uv: Path, env: Mapping[str, str], progress: Progress) -> str:
     """The path of a CPython `minor` (e.g. 3.11): PATH, pyenv, uv's own, then apt as root."""
     for path in _candidates(minor, uv, env):
-        if _is(path, minor):
+        if is_python(path, minor):
             return path
     if offline.enabled():
         remedy = f"install python{minor} from the distribution's own media, or --executor docker"
@@ -29,13 +29,13 @@ def find_python(minor: str, uv: Path, env: Mapping[str, str], progress: Progress
     progress.note(f"no Python {minor} here: asking uv to fetch one")
     if _uv(uv, ["install", minor], env) is not None:
         found = _uv(uv, ["find", minor], env)
-        if found and _is(found, minor):
+        if found and is_python(found, minor):
             return found
     if can_install():
         progress.note(f"installing python{minor} with apt")
         install([f"python{minor}"])
         found = shutil.which(f"python{minor}", path="/usr/bin")
-        if found and _is(found, minor):
+        if found and is_python(found, minor):
             return found
     remedy = f"install python{minor} (pyenv install {minor}), or use --executor docker or rootfs"
     raise ImageError(f"no Python {minor} on this machine", remedy=remedy)
@@ -50,13 +50,17 @@ def _candidates(minor: str, uv: Path, env: Mapping[str, str]) -> Iterator[str]:
     yield _uv(uv, ["find", minor], env) or ""
 
 
-def _is(path: str, minor: str) -> bool:
-    """Whether `path` runs and is that CPython; pyenv's shims may exist and not run."""
+def is_python(path: str, minor: str) -> bool:
+    """Whether `path` runs and is a released CPython of that minor version.
+
+    pyenv's shims may exist and not run. Ubuntu 22.04's python3.11 is 3.11.0rc1: torch and the
+    markers of packages take it for neither 3.11 nor older.
+    """
     if not path or not os.access(path, os.X_OK):
         return False
-    says = "import sys; print(sys.implementation.name, '%d.%d' % sys.version_info[:2])"
+    says = "import sys; v = sys.version_info; print(sys.implementation.name, '%d.%d' % v[:2], v[3])"
     done = call([path, "-I", "-c", says], timeout=30)
-    return done.returncode == 0 and done.stdout.split() == ["cpython", minor]
+    return done.returncode == 0 and done.stdout.split() == ["cpython", minor, "final"]
 
 
 def _uv(uv: Path, words: list[str], env: Mapping[str, str]) -> str | None:
