@@ -144,7 +144,9 @@ def test_a_plain_process_sees_its_kits_at_a_place_that_stays(tmp_path: Path, too
     prefix = tmp_path / "prefix"
     (prefix / "bin").mkdir(parents=True)
     (prefix / "bin" / "python3").symlink_to(sys.executable)
-    chain = SimpleNamespace(name="plain", digest="0" * 64, env=ENV, summary="", kits=(tool,))
+    chain = SimpleNamespace(
+        name="plain", digest="0" * 64, installed="0" * 64, env=ENV, summary="", kits=(tool,)
+    )
     python, places = prefix / "bin" / "python3", []
     for number in (1, 2):
         bench = bench_in(tmp_path / str(number), chain, lambda: NativeExecutor(lambda _: python))
@@ -170,7 +172,9 @@ def test_a_container_reaches_others_only_where_its_stage_says_so(
 def test_a_plain_process_reaches_others_only_where_its_stage_says_so(
     tmp_path: Path, listener: tuple[str, int]
 ) -> None:
-    chain = SimpleNamespace(name="plain", digest="0" * 64, env={}, summary="", kits=())
+    chain = SimpleNamespace(
+        name="plain", digest="0" * 64, installed="0" * 64, env={}, summary="", kits=()
+    )
     reach(native, tmp_path, chain, listener)
 
 

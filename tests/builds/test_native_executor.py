@@ -83,7 +83,10 @@ from types import SimpleNamespace
 from tests.unit.kit import Bench, stage
 from edgekiln.pipeline import Pipeline
 root = Path(sys.argv[1])
-bench = Bench(root, SimpleNamespace(name="plain", digest="0" * 64, env={}, summary="", kits=()))
+plain = SimpleNamespace(
+    name="plain", digest="0" * 64, installed="0" * 64, env={}, summary="", kits=()
+)
+bench = Bench(root, plain)
 bench.run(Pipeline(stages=(stage("family", "family.py"),)))
 """
 
@@ -169,7 +172,10 @@ from edgekiln.executors.native import NativeExecutor
 from edgekiln.executors.processes import network_cut
 from edgekiln.pipeline import Pipeline
 root = Path(sys.argv[1])
-bench = Bench(root, SimpleNamespace(name="plain", digest="0" * 64, env={}, summary="", kits=()))
+plain = SimpleNamespace(
+    name="plain", digest="0" * 64, installed="0" * 64, env={}, summary="", kits=()
+)
+bench = Bench(root, plain)
 bench.program("net.py", '''
 import socket
 stage.output('made').write_text(json.dumps([name for _, name in socket.if_nameindex()]))
