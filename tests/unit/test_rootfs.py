@@ -94,6 +94,14 @@ def test_a_confined_program_ends_with_what_started_it(tmp_path: Path) -> None:
         pytest.fail("it lives on")
 
 
+def test_what_a_confined_program_leaves_running_ends_with_it(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    script = f"setsid sh -c 'echo $$ > {pid}; exec sleep 600' & while ! test -s {pid}; do :; done"
+    done = confined("--writable", str(tmp_path), "--", "sh", "-c", f"{script}; exit 3")
+    assert done.returncode == 3
+    assert not Path(f"/proc/{pid.read_text().strip()}").exists()
+
+
 def test_what_was_for_proot_is_not_the_programs() -> None:
     command = [sys.executable, "-I", "-S", confine.__file__, "--", "env"]
     env = {"PROOT_NO_SECCOMP": "1", "KEPT": "1", "PATH": os.defpath}

@@ -20,7 +20,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-_PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 24, 38
+_PR_SET_PDEATHSIG, _PR_CAPBSET_DROP = 1, 24
+_PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 36, 38
 _LAST_CAPABILITY = 63  # numbers beyond the kernel's last are refused, and that is all
 # capset(2), version 3: two sets of 32 for each of effective, permitted, inheritable.
 _CAPABILITIES_V3 = 0x20080522
@@ -39,10 +40,11 @@ def main(words: Sequence[str]) -> int:
     args = _arguments(words)
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     child = os.fork()
     if child:
-        _, status = os.waitpid(child, 0)
-        code = os.waitstatus_to_exitcode(status)
+        code = _ended(child)
+        _end_the_rest()
         return code if code >= 0 else 128 - code
     try:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -52,6 +54,37 @@ def main(words: Sequence[str]) -> int:
     except OSError as error:
         print(f"{args.program[0]}: {error.strerror}", file=sys.stderr, flush=True)
     os._exit(127)
+
+
+def _ended(child: int) -> int:
+    """The exit code of the program; orphans that end meanwhile are gathered up."""
+    while True:
+        pid, status = os.waitpid(-1, 0)
+        if pid == child:
+            return os.waitstatus_to_exitcode(status)
+
+
+def _end_the_rest() -> None:
+    """Kill what the program left running, for proot ends no sooner; each orphan is a child of ours.
+
+    Without /proc (in a chroot) this is left to the guard outside.
+    """
+    while pids := _children():
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(-1, 0)
+
+
+def _children() -> list[int]:
+    """The processes whose parent is this one (proc(5), stat: the parent follows the state)."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            if int(path.read_text(errors="replace").rpartition(")")[2].split()[1]) == os.getpid():
+                found.append(int(path.parent.name))
+    return found
 
 
 def _own_environment() -> dict[str, str]:
