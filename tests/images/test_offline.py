@@ -31,6 +31,7 @@ from edgekiln.home import project
 from edgekiln.images import vendoredbase
 from edgekiln.images.base import ensure_base
 from edgekiln.kits import ownpackages, vendordebs
+from edgekiln.prefix import build_prefix
 from edgekiln.progress import Silent
 from edgekiln.toolchain import Toolchain, load_toolchain
 from edgekiln.toolchain.lock import Deb
@@ -86,13 +87,28 @@ class Island:
         )
 
 
+def tags_of(checkout: Path) -> list[str]:
+    """What a checkout's own images are called: nobody else's have these names."""
+    program = (
+        "from edgekiln import images; from edgekiln.toolchain import load_toolchain\n"
+        f"for name in {list(OPTIONS)}: print(images.tag(load_toolchain(name)))"
+    )
+    env = {**os.environ, "PYTHONPATH": str(checkout / "src")}
+    done = call([sys.executable, "-c", program], env=env)
+    assert done.returncode == 0, done.stderr
+    ours = {images.tag(load_toolchain(name)) for name in OPTIONS}
+    tags = done.stdout.split()
+    assert not ours & set(tags)
+    return tags
+
+
 @pytest.fixture
 def land(tmp_path: Path, engine: Engine) -> Iterator[Callable[[str], Island]]:
     """Makes islands; what they built is taken from the engine afterwards."""
     mark = secrets.token_hex(8)
     base = f"edgekiln/base-debian-12:{load_toolchain('mnn').base.digest[:12]}"
-    before = {image["tag"] for image in images.list_images(engine)}
     kept = engine.image(base)
+    tags: list[str] = []
 
     def make(name: str) -> Island:
         checkout = tmp_path / name
@@ -104,12 +120,13 @@ def land(tmp_path: Path, engine: Engine) -> Iterator[Callable[[str], Island]]:
                 shutil.copy2(path, target)
         with (checkout / "images" / "Dockerfile").open("a", encoding="utf-8") as file:
             file.write(f"# {mark}\n")
+        tags.extend(tags_of(checkout))
         return Island(checkout=checkout, home=tmp_path / f"{name}-home")
 
     yield make
-    for image in images.list_images(engine):
-        if image["tag"] not in before:
-            images.remove(engine, image["tag"])
+    for tag in tags:
+        if engine.image(tag):
+            images.remove(engine, tag)
     made = engine.image(base)
     if kept and made and made["Id"] != kept["Id"]:
         called(engine, ["tag", kept["Id"], base])
@@ -117,10 +134,11 @@ def land(tmp_path: Path, engine: Engine) -> Iterator[Callable[[str], Island]]:
 
 
 @pytest.fixture(scope="module")
-def model(mnn_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of two layers."""
     place = tmp_path_factory.mktemp("model") / "tiny-llama"
-    assert call([str(mnn_python), "-c", MAKE_MODEL, "llama", str(place)]).returncode == 0
+    python = build_prefix(load_toolchain("mnn"), Silent())
+    assert call([str(python), "-c", MAKE_MODEL, "llama", str(place)]).returncode == 0
     return place
 
 
