@@ -19,6 +19,7 @@ from edgekiln.toolchain.records import schema as record_schema
 
 LOCAL = "local"
 _MODELS = ("send", "fetch")
+_FORM = "write `NAME: {address: ssh://USER@HOST:PORT}`; docs/remote.md shows more"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -79,10 +80,17 @@ def load() -> dict[str, Host]:
         text = path.read_bytes()
     except FileNotFoundError:
         if os.environ.get("EDGEKILN_HOSTS"):
-            raise UsageError(f"EDGEKILN_HOSTS {path} does not exist") from None
+            raise UsageError(
+                f"EDGEKILN_HOSTS {path} does not exist",
+                remedy="name the file of your machines by it, or unset it; docs/remote.md",
+            ) from None
         return {}
     except OSError as error:
-        raise UsageError(f"cannot read {path}", why=error.strerror or str(error)) from error
+        raise UsageError(
+            f"cannot read {path}",
+            why=error.strerror or str(error),
+            remedy="let your user read it, or name another file by EDGEKILN_HOSTS",
+        ) from error
     return dict(_parsed(path, text))
 
 
@@ -93,9 +101,11 @@ def _parsed(path: Path, text: bytes) -> dict[str, Host]:
     try:
         found = yamls.load(text) or {}
     except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not YAML", why=" ".join(str(error).split())[:200]) from error
+        raise UsageError(
+            f"{path} is not YAML", why=" ".join(str(error).split())[:200], remedy=_FORM
+        ) from error
     if not isinstance(found, dict):
-        raise UsageError(f"{path} holds no names of machines", remedy="docs/remote.md shows one")
+        raise UsageError(f"{path} holds no names of machines", remedy=_FORM)
     return {str(name): _read(str(name), data, path) for name, data in found.items()}
 
 
