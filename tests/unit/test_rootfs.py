@@ -184,6 +184,20 @@ def test_proot_is_given_names_without_colons(tmp_path: Path) -> None:
         assert Path(given.partition(":")[0]).resolve() == source
 
 
+def test_proot_finds_its_places_made_and_a_stage_no_other_stages_inputs(tmp_path: Path) -> None:
+    root, given = tmp_path / "root", tmp_path / "given"
+    for folder in (root, given):
+        folder.mkdir()
+    way = Proot(words=["proot"], version="5.1.0", env={})
+    binds = [Bind(source=given, target="/in/a"), Bind(source=given, target="/out", writable=True)]
+    with way.into(root, binds, tmp_path / "way") as entered:
+        told = [word for word in entered.words if ":" in word]
+        places = {word.partition(":")[2]: Path(word.partition(":")[0]) for word in told}
+        assert [path.name for path in places["/in"].iterdir()] == ["a"]
+        assert told.index(f"{places['/in']}:/in") < told.index(f"{given}:/in/a")
+    assert (root / "out").is_dir() and not list((root / "in").iterdir())
+
+
 def test_a_chroots_root_is_made_of_links_and_what_was_written_comes_back(tmp_path: Path) -> None:
     root, out, given = tmp_path / "image", tmp_path / "out", tmp_path / "given"
     for folder in (root / "usr", out, given):

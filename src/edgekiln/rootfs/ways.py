@@ -28,6 +28,7 @@ _KERNEL_FILES = (
     *(f"/sys/devices/system/cpu/{name}" for name in ("online", "possible", "present")),
 )
 _KERNELS = ("/proc", "/sys")
+_OWN_FOLDERS = ("/in", "/kiln", "/opt/edgekiln/kits")
 _ENTER = "import os, sys; os.chroot(sys.argv[1]); os.chdir(sys.argv[2]); "
 _ENTER += "os.execv(sys.argv[3], sys.argv[3:])"
 
@@ -73,7 +74,7 @@ class Proot:
         links = work / "binds"
         links.mkdir(parents=True)
         words = [*self.words, "-v", "-1", "-r", str(root.absolute()), "-w", SCRATCH]
-        for number, bind in enumerate(binds):
+        for number, bind in enumerate(_with_points(root, binds, work / "points")):
             source = bind.source
             if ":" in str(source):
                 source = links / str(number)
@@ -142,12 +143,38 @@ def chroot_works(place: Path) -> bool:
 
 
 def clear_leftovers() -> None:
-    """Remove what a proot that was killed left in /tmp: mount points, by its process id."""
-    for path in Path("/tmp").glob("proot-*-*"):
+    """Remove what a proot that was killed left in /tmp, by its process id: places, its loader."""
+    for path in Path("/tmp").glob("proot*-*-*"):
         with contextlib.suppress(OSError, ValueError):
             mine = path.lstat().st_uid == os.geteuid()
             if mine and not Path("/proc", path.name.split("-")[1]).exists():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _with_points(root: Path, binds: Sequence[Bind], own: Path) -> list[Bind]:
+    """The binds, each of whose places is there before proot starts.
+
+    proot would make what is missing in the root, and take it away when it ends, although another
+    stage of the same root may be using it. Folders whose contents differ from stage to stage are
+    this stage's own; places elsewhere are made in the root, and stay.
+    """
+    folders = [Bind(source=own / name.lstrip("/"), target=name) for name in _OWN_FOLDERS]
+    for folder in folders:
+        folder.source.mkdir(parents=True)
+    for bind in (*folders, *binds):
+        parent = next((f for f in folders if bind.target.startswith(f"{f.target}/")), None)
+        place = (own if parent else root) / bind.target.lstrip("/")
+        with contextlib.suppress(OSError):  # another's root: proot's own way is left
+            _point(place, folder=bind.source.is_dir())
+    return [*folders, *binds]
+
+
+def _point(place: Path, *, folder: bool) -> None:
+    if folder:
+        place.mkdir(parents=True, exist_ok=True)
+    elif not place.is_symlink():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch()
 
 
 def _linked(root: Path, own: Path) -> None:
