@@ -73,6 +73,19 @@ def family(bench: Bench, then: str, during: Callable[[RootfsExecutor], None]) ->
     return [pid for pid in processes() if alive(pid)]
 
 
+def beside(bench: Bench, model: Path) -> str:
+    """What a stage reads of its input after another one, in the same root, has come and gone."""
+    read = "stage.output('made').write_text((stage.input('model') / 'config.json').read_text())"
+    bench.program("slow.py", f"time.sleep(2)\n{read}")
+    bench.program("quick.py", read)
+    given = FromPath(path=model)
+    names = ("slow", "quick", "quick2")
+    programs = ("slow.py", "quick.py", "quick.py")
+    stages = (stage(n, p, model=given) for n, p in zip(names, programs, strict=True))
+    made = bench.run(Pipeline(stages=tuple(stages)))["slow"]
+    return made.entry.output("made").read_text()
+
+
 def processes() -> list[int]:
     """Every process of this box that would sleep for ten minutes."""
     found = []
@@ -106,6 +119,7 @@ def look(root: Path) -> dict[str, Any]:
     if Path("/proc/self").exists() and "chroot" not in found["says"]:
         found["seen"] = json.loads(one(bench, LOOK, model=model))
     found["written"] = json.loads(one(bench, WRITE_ALL, model=model))
+    found["beside"] = beside(bench, model)
     farm = "stage.output('made').write_text((stage.input('farm') / 'model.bin').read_text())"
     found["farm"] = one(bench, farm, farm=snapshot)
     found["killed"] = refused(bench, "os.kill(os.getpid(), 9)")

@@ -123,6 +123,10 @@ def test_a_stage_has_no_capabilities_and_changes_nothing_of_others(found: dict[s
     assert "root NOT read only" not in found["says"]
 
 
+def test_a_stage_keeps_its_inputs_when_another_one_ends(found: dict[str, Any]) -> None:
+    assert found["beside"] == '{"a": 1}'
+
+
 def test_how_a_stage_ends_is_told_as_natively(found: dict[str, Any]) -> None:
     assert "exit 137" in found["killed"]["text"]
     assert found["failed"] == {"kind": "usage", "text": "error: the words of the stage"}
