@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from urllib.parse import urlsplit
 
 from edgekiln import offline
 from edgekiln.errors import AccessError, DigestError, DiskError, FetchError, KilnError
+from edgekiln.home import vendor_folder
 from edgekiln.locking import held
 from edgekiln.progress import Progress, Silent
 from edgekiln.transfer import FIRST_USE, PassingError, Pin, Receiver, note_of, offer, shown
@@ -66,14 +66,13 @@ def fetch(
 
 def vendored(name: str) -> Path | None:
     """The file of that name in the vendor folder, if there is one."""
-    folder = os.environ.get("EDGEKILN_VENDOR")
-    path = Path(folder).expanduser() / name if folder else None
-    return path if path and path.is_file() else None
+    folder = vendor_folder()
+    return folder / name if folder and (folder / name).is_file() else None
 
 
 def _with_vendor(places: Sequence[str]) -> list[str]:
-    folder = os.environ.get("EDGEKILN_VENDOR")
-    return [*([str(Path(folder).expanduser())] if folder else []), *places]
+    folder = vendor_folder()
+    return [*([str(folder)] if folder else []), *places]
 
 
 def _from_places(

@@ -1,4 +1,4 @@
-"""Where edgekiln keeps things: the checkout it runs from, and the cache it owns."""
+"""Where things are: the checkout edgekiln runs from, its cache, the user's vendor folder."""
 
 from __future__ import annotations
 
@@ -22,3 +22,9 @@ def home() -> Path:
     else:
         base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "edgekiln"
+
+
+def vendor_folder() -> Path | None:
+    """The folder that EDGEKILN_VENDOR or --vendor-dir names; it need not be there."""
+    named = os.environ.get("EDGEKILN_VENDOR")
+    return Path(named).expanduser() if named else None

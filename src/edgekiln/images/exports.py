@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from edgekiln.errors import EngineError, ImageError, UsageError
-from edgekiln.home import home
+from edgekiln.home import home, vendor_folder
 from edgekiln.images.layers import EPOCH, Layer, cut
 from edgekiln.images.layout import (
     CONFIG,
@@ -66,8 +66,6 @@ def unused(toolchains: Iterable[Toolchain]) -> list[Path]:
 
 def find(toolchain: Toolchain) -> Layout | None:
     """The toolchain's export on this machine: in the vendor folder, or pulled; folder or tar."""
-    from edgekiln.kits import vendor_folder
-
     name = export_name(toolchain)
     for place in (vendor_folder(), folder()):
         for path in (place / name, place / f"{name}.tar") if place else ():

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekiln.errors import ToolchainError, nearest
-from edgekiln.home import home
+from edgekiln.home import home, vendor_folder
 from edgekiln.kits import firstuse, gitsource
 from edgekiln.kits.definition import Archive, KitDefinition, Source, read_kit
 from edgekiln.transfer import Pin
@@ -213,12 +212,6 @@ def _parts(kit: Kit) -> Iterable[Part]:
             licence=kit.licence,
             where=unpacked or str(bare or ""),
         )
-
-
-def vendor_folder() -> Path | None:
-    """The folder that EDGEKILN_VENDOR or --vendor-dir names."""
-    named = os.environ.get("EDGEKILN_VENDOR")
-    return Path(named).expanduser() if named else None
 
 
 def git_folders() -> list[Path]:

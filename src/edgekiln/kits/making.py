@@ -14,7 +14,7 @@ from edgekiln import units
 from edgekiln.digest import digest_file
 from edgekiln.errors import DigestError, DiskError, FetchError, KilnError, ToolchainError
 from edgekiln.fetch import RETRIES, differs, fetch
-from edgekiln.home import home
+from edgekiln.home import home, vendor_folder
 from edgekiln.kits import (
     Kit,
     firstuse,
@@ -24,7 +24,6 @@ from edgekiln.kits import (
     list_kits,
     load_kit,
     pin_of,
-    vendor_folder,
 )
 from edgekiln.kits.definition import Archive, Source
 from edgekiln.kits.gitsource import Repository, lay_out, listed, obtain

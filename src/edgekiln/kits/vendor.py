@@ -18,8 +18,8 @@ from edgekiln.calls import call_logged
 from edgekiln.digest import digest_file
 from edgekiln.errors import FetchError, KilnError, UsageError
 from edgekiln.fetch import RETRIES
-from edgekiln.home import home
-from edgekiln.kits import Kit, firstuse, gitsource, licences, making, vendor_folder
+from edgekiln.home import home, vendor_folder
+from edgekiln.kits import Kit, firstuse, gitsource, licences, making
 from edgekiln.progress import Progress
 from edgekiln.store import disk_error
 from edgekiln.toolchain.lock import Wheel

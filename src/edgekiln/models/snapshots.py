@@ -13,7 +13,6 @@ place: its links lead out of the model's folder, where a container could not fol
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import threading
@@ -28,7 +27,7 @@ from urllib.parse import quote
 from edgekiln import offline
 from edgekiln.digest import digest_file
 from edgekiln.errors import DigestError, DiskError, FetchError, KilnError, ModelError
-from edgekiln.home import home
+from edgekiln.home import home, vendor_folder
 from edgekiln.locking import held
 from edgekiln.models.seal import seal, sealed
 from edgekiln.progress import Progress
@@ -133,8 +132,7 @@ def at_hand(hub: Hub, repo: str, revision: str | None) -> bool:
 
 def _here(hub: Hub, repo: str, revision: str) -> Path | None:
     """Where a revision lies: fetched before, or in the vendor folder."""
-    named = os.environ.get("EDGEKILN_VENDOR")
-    vendor = Path(named).expanduser() if named else None
+    vendor = vendor_folder()
     roots = [_root(hub, repo), *([_root(hub, repo, vendor)] if vendor else [])]
     return next(filter(None, (_recorded(root, revision) for root in roots)), None)
 

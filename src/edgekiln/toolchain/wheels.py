@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from edgekiln.digest import digest_file
 from edgekiln.errors import DigestError
+from edgekiln.home import vendor_folder
 from edgekiln.toolchain.lock import Wheel, normal
 from edgekiln.user.pipconf import PipSettings
 
@@ -36,8 +37,7 @@ def find_local(wheels: Iterable[Wheel], pip: PipSettings) -> dict[str, Path]:
 
 def vendor() -> list[Path]:
     """The vendor folder, when one is named and there."""
-    named = os.environ.get("EDGEKILN_VENDOR")
-    folder = Path(named).expanduser() if named else None
+    folder = vendor_folder()
     return [folder] if folder and folder.is_dir() else []
 
 
