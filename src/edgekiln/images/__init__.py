@@ -31,6 +31,8 @@ _OWN = ("checks.py",)
 # In every image: PATH, by its Dockerfile, and where kits are mounted.
 PATH = "/opt/edgekiln/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 KITS = "/opt/edgekiln/kits"
+# Every file of a base, an image and an export is of one moment (provision.py has the same).
+EPOCH = 1735689600  # 2025-01-01
 
 
 def recipe_files(toolchain: Toolchain) -> dict[str, Path]:
@@ -106,9 +108,9 @@ def _build(
     trial = f"edgekiln/{toolchain.name}:trial-{os.getpid()}"
     try:
         make(engine, toolchain, base, trial, progress, frozen=frozen, fresh=fresh)
-        _quiet(engine, ["tag", trial, tag(toolchain)])
+        run(engine, ["tag", trial, tag(toolchain)])
     finally:
-        _quiet(engine, ["rmi", trial], check=False)
+        run(engine, ["rmi", trial], check=False)
 
 
 def make(
@@ -223,7 +225,7 @@ def list_images(engine: Engine) -> list[dict[str, Any]]:
 
 def remove(engine: Engine, image: str) -> None:
     """Take an image's tag away; its layers go where no other image has them."""
-    _quiet(engine, ["rmi", image])
+    run(engine, ["rmi", image])
 
 
 def shell_command(
@@ -266,7 +268,8 @@ def _digest_of(origin: str) -> str:
     return last if last.startswith("sha256:") else f"sha256:{last}"
 
 
-def _quiet(engine: Engine, words: list[str], *, check: bool = True) -> None:
+def run(engine: Engine, words: list[str], *, check: bool = True) -> None:
+    """Run a command of the engine's. Raises EngineError for one that fails, if `check`."""
     done = _engine_call(engine, words)
     if check and done.returncode:
         raise EngineError(f"{engine.kind} {words[0]} failed", why=last_words(done))

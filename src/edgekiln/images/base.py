@@ -19,7 +19,7 @@ from edgekiln.calls import call, last_words
 from edgekiln.engine.buildcli import build_environment
 from edgekiln.errors import ImageError
 from edgekiln.home import home
-from edgekiln.images import basearchive
+from edgekiln.images import EPOCH, basearchive
 from edgekiln.images.localrepo import lay_out
 from edgekiln.progress import Progress
 from edgekiln.toolchain import Base, folder
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 _PATIENCE = 8.0
 # What docker and podman say once the registry has sent the manifest.
 _ANSWERED = ("Pulling from", "Copying blob", "Getting image source")
-# Every file of a base is of one moment (provision.py has the same): 2025-01-01.
-EPOCH = 1735689600
 
 # What debian:*-slim leaves out too, and for good: later packages follow the same rule.
 _SLIM = [
@@ -88,7 +86,9 @@ def ensure_base(engine: Engine, base: Base, progress: Progress, *, frozen: bool)
         return _checked(ReadyBase(**{**known, "drift": tuple(known["drift"])}), frozen)
     ready = _ready(engine, base, lock, reference, progress)
     kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps(vars(ready)), encoding="utf-8")
+    fresh = kept.with_name(f"{kept.name}.{os.getpid()}")  # others may read it at any moment
+    fresh.write_text(json.dumps(vars(ready)), encoding="utf-8")
+    fresh.replace(kept)
     return _checked(ready, frozen)
 
 

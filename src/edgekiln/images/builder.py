@@ -15,7 +15,7 @@ from edgekiln.engine.buildcli import build_environment
 from edgekiln.errors import ImageError
 from edgekiln.faults import with_fault
 from edgekiln.home import home
-from edgekiln.images.base import EPOCH
+from edgekiln.images import EPOCH
 from edgekiln.progress import Progress, Silent
 
 if TYPE_CHECKING:

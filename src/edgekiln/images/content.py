@@ -20,10 +20,10 @@ from edgekiln.digest import cannot_read, digest_file
 from edgekiln.errors import DigestError
 
 # Below these an engine mounts or makes what it likes.
-_MOUNTED = ("dev", "proc", "sys")
+MOUNTED = ("dev", "proc", "sys")
 # Engines make these for each container; older builders leave the last two, empty, where a build
 # mounted its context and its secrets.
-_ENGINES_OWN = frozenset(
+ENGINES_OWN = frozenset(
     [
         *(".dockerenv", "etc/hostname", "etc/hosts", "etc/mtab", "etc/resolv.conf"),
         *("run/.containerenv", "run/kiln", "run/secrets"),
@@ -200,7 +200,7 @@ def _plain(name: str) -> str:
 
 def _counts(name: str) -> bool:
     top = name.partition("/")[0]
-    return top not in ("", ".", *_MOUNTED) and name not in _ENGINES_OWN
+    return top not in ("", ".", *MOUNTED) and name not in ENGINES_OWN
 
 
 def _value(archive: tarfile.TarFile, member: tarfile.TarInfo) -> str:
@@ -229,7 +229,7 @@ def _names(root: Path) -> Iterator[tuple[str, Path]]:
         for name in (*folders, *files):
             yield (name if top == "." else f"{top}/{name}"), here / name
         if top == ".":
-            folders[:] = [name for name in folders if name not in _MOUNTED]
+            folders[:] = [name for name in folders if name not in MOUNTED]
 
 
 def _on_disk(path: Path) -> Entry:

@@ -21,7 +21,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from edgekiln.errors import EngineError, ImageError, UsageError
 from edgekiln.home import home, vendor_folder
-from edgekiln.images.layers import EPOCH, Layer, cut
+from edgekiln.images import EPOCH
+from edgekiln.images.layers import Layer, cut
 from edgekiln.images.layout import (
     CONFIG,
     INDEX,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from edgekiln.progress import Progress
     from edgekiln.toolchain import Toolchain
 
-_WHEN = "2025-01-01T00:00:00Z"  # layers.EPOCH
+_WHEN = "2025-01-01T00:00:00Z"  # EPOCH
 _PLATFORM = {"architecture": "amd64", "os": "linux"}
 _KEPT = ("User", "Env", "Entrypoint", "Cmd", "WorkingDir", "Labels")
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgekiln.errors import DigestError
-from edgekiln.images import content
+from edgekiln.images import content, recipe_digest
 from edgekiln.images.layout import Image, Layout
 
 if TYPE_CHECKING:
     from edgekiln.progress import Progress
     from edgekiln.toolchain import Toolchain
-    from edgekiln.toolchain.lock import ImageDigests
 
 _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
 
@@ -25,7 +24,8 @@ def hold(source: Layout, image: Image, toolchain: Toolchain, progress: Progress)
 
     Raises DigestError for another content than recorded.
     """
-    known = _recorded(image, toolchain)
+    base = image.labels.get("io.edgekiln.images.base", "")
+    known = toolchain.lock.image_of(toolchain.installed, recipe_digest(toolchain), base)
     if known is None:
         progress.note("no content digest of this image is in its lock: it is taken as it is")
         return
@@ -41,18 +41,6 @@ def hold(source: Layout, image: Image, toolchain: Toolchain, progress: Progress)
         remedy=f"export it anew where `kiln images build {toolchain.name} --repro` says: "
         "as the lock has it",
     )
-
-
-def _recorded(image: Image, toolchain: Toolchain) -> ImageDigests | None:
-    from edgekiln.images import recipe_digest
-
-    key = (
-        toolchain.installed,
-        recipe_digest(toolchain),
-        image.labels.get("io.edgekiln.images.base", ""),
-    )
-    every = (e for e in toolchain.lock.images if (e.installed, e.recipe, e.base) == key)
-    return next(every, None)
 
 
 def listing(source: Layout, image: Image, progress: Progress) -> content.Listing:

@@ -18,18 +18,17 @@ from typing import IO, Any, cast
 
 from edgekiln.digest import digest_file
 from edgekiln.errors import ImageError
+from edgekiln.images import EPOCH
+from edgekiln.images.content import ENGINES_OWN, MOUNTED
 from edgekiln.images.layout import LAYER, Blob, blob_name, unpacking
 
-EPOCH = 1735689600  # as images/provision.py has it
 LEVEL = 9  # zstd's; higher ones take twice the time for 1 % less
 SMALLEST, LARGEST = 64 << 20, 256 << 20  # bytes of a layer's files; a larger file is alone in one
 _CUTS = 32  # of 256 folders so many may begin a new layer
 _HOSTS = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 # Engines mount their own over these. A root file system without an engine needs the first.
 _OVERLAID = {"etc/hosts": _HOSTS, "etc/hostname": b"edgekiln\n", "etc/resolv.conf": b""}
-# Made for each container; the last two are where a build had its context and its secrets.
-_ENGINES_OWN = (".dockerenv", "run/.containerenv", "etc/mtab", "run/kiln", "run/secrets")
-_EMPTY = ("dev", "proc", "sys")
+_LEFT_OUT = ENGINES_OWN - _OVERLAID.keys()
 # Settled by provision.py, but for what the Dockerfile copies beside it.
 _OURS = "opt/edgekiln/"
 
@@ -69,7 +68,7 @@ def _content(
 def _settled(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
     """A member as a layer has it: its times fixed; None for what is the engine's own."""
     name = info.name.removeprefix("./").strip("/")
-    if name in _ENGINES_OWN or name in ("", ".") or name.startswith(tuple(f"{n}/" for n in _EMPTY)):
+    if name in (*_LEFT_OUT, "", ".") or name.startswith(tuple(f"{n}/" for n in MOUNTED)):
         return None
     made = tarfile.TarInfo(name)
     made.type, made.mode, made.uid, made.gid = info.type, info.mode & 0o7777, info.uid, info.gid

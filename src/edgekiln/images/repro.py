@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekiln import images
-from edgekiln.calls import call
 from edgekiln.engine import fixedtimes
-from edgekiln.engine.buildcli import build_environment
 from edgekiln.errors import DifferenceError, UsageError
 from edgekiln.home import home
 from edgekiln.images import content
+from edgekiln.images.base import once_more
 from edgekiln.images.content import Difference, Listing
 from edgekiln.images.exports import streamed
 from edgekiln.report import Reporter, Task
@@ -30,7 +29,6 @@ from edgekiln.verify.look import diffoscope, first_byte
 
 if TYPE_CHECKING:
     from edgekiln.engine import Engine
-    from edgekiln.images.base import ReadyBase
     from edgekiln.toolchain import Toolchain
 
 _SHOWN = 20
@@ -68,13 +66,7 @@ def look(engine: Engine, toolchain: Toolchain, image: str, base: str) -> Found:
 
 def recorded(toolchain: Toolchain, found: ImageDigests) -> ImageDigests | None:
     """What the lock has of an image made of the very same things; None where it has nothing."""
-    key = (found.installed, found.recipe, found.base)
-    every = (image for image in toolchain.lock.images if _key(image) == key)
-    return next(every, None)
-
-
-def _key(image: ImageDigests) -> tuple[str, str, str]:
-    return image.installed, image.recipe, image.base
+    return toolchain.lock.image_of(found.installed, found.recipe, found.base)
 
 
 def hold(toolchain: Toolchain, found: Found, reporter: Reporter) -> None:
@@ -222,7 +214,7 @@ def twice(engine: Engine, toolchain: Toolchain, reporter: Reporter, *, frozen: b
         found: list[Found] = []
         for name, base in zip(names, bases, strict=True):
             task = Task(reporter, f"build {len(found) + 1} of 2", "steps")
-            ready = _base(engine, toolchain, base, task)
+            ready = once_more(engine, toolchain.base, base, task)
             drift = images.make(engine, toolchain, ready, name, task, frozen=frozen, fresh=True)
             task.update(0, None, "reading")
             found.append(look(engine, toolchain, name, ready.origin))
@@ -240,13 +232,7 @@ def twice(engine: Engine, toolchain: Toolchain, reporter: Reporter, *, frozen: b
         return Twice(found=first, drift=tuple(drift))
     finally:
         for name in (*names, *bases):
-            call([*engine.cli, "rmi", "--force", name], env=build_environment(engine.url))
-
-
-def _base(engine: Engine, toolchain: Toolchain, reference: str, task: Task) -> ReadyBase:
-    from edgekiln.images.base import once_more
-
-    return once_more(engine, toolchain.base, reference, task)
+            images.run(engine, ["rmi", "--force", name], check=False)
 
 
 def _tell_bytes(

@@ -137,6 +137,11 @@ class Lock:
     )
     sha256: str = field("digest of all the other lines; see seal()", default="")
 
+    def image_of(self, installed: str, recipe: str, base: str) -> ImageDigests | None:
+        """What is known of an image made of these very things; None where nothing is."""
+        made = (installed, recipe, base)
+        return next((i for i in self.images if (i.installed, i.recipe, i.base) == made), None)
+
 
 def digest(lock: Lock | BaseLock, *, extra: str = "") -> str:
     """sha256 over what the lock pins; comments in the YAML and the summary do not count.
