@@ -87,18 +87,6 @@ def writable() -> list[Check]:
     return [Check(name="cache", found=str(home()))]
 
 
-def likely(executor: str) -> str:
-    """The name of the executor that a build would take; the one asked for if none can be had."""
-    from edgekiln.executors.choose import choose_executor
-
-    try:
-        found, _ = choose_executor(executor)
-    except KilnError:
-        return executor
-    found.close()
-    return found.name
-
-
 def machine(executor: str) -> list[Check]:
     """What holds for every build: /proc to watch stages by, and a start with the GPU."""
     checks = []

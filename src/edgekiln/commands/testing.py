@@ -7,14 +7,10 @@ import shlex
 import shutil
 import subprocess
 import sys
-from typing import TYPE_CHECKING
 
+from edgekiln.commands.common import shown_task
 from edgekiln.errors import KilnError, UsageError
 from edgekiln.home import project
-
-if TYPE_CHECKING:
-    pass
-from edgekiln.commands.common import shown_task
 
 # Programs that tests call, and the packages of Debian and Ubuntu that hold them.
 _TESTS_CALL = {
