@@ -6,6 +6,8 @@ import gzip
 import hashlib
 import io
 import json
+import os
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +17,9 @@ import pytest
 
 from edgekiln.errors import DigestError, OutOfMemoryError, RemoteError, UsageError
 from edgekiln.home import project
+from edgekiln.locking import is_held
 from edgekiln.pipeline import FromPath, Pipeline
-from edgekiln.remote import hosts, moving, pack, placing
+from edgekiln.remote import far, hosts, link, moving, pack, placing
 from edgekiln.remote.blobs import Blobs
 from edgekiln.remote.wire import Cut, Wire, meant, told
 from edgekiln.store import Store
@@ -27,7 +30,11 @@ from tests.unit.kit import stage
 def named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Writes hosts.yaml."""
     monkeypatch.setenv("EDGEKILN_HOSTS", str(tmp_path / "hosts.yaml"))
-    return lambda text: (tmp_path / "hosts.yaml").write_text(text) and None
+
+    def write(text: str) -> None:
+        (tmp_path / "hosts.yaml").write_text(text)
+
+    return write
 
 
 def pipeline(*names: str) -> Pipeline:
@@ -202,16 +209,16 @@ def test_a_file_that_was_cut_is_gone_on_with(blobs: Blobs) -> None:
         raise Cut("gone")
 
     with pytest.raises(Cut):
-        blobs.add(sha(data), 10, 0, cut())  # type: ignore[arg-type]
+        blobs.add(sha(data), 0, cut())  # type: ignore[arg-type]
     assert blobs.have({sha(data): 10}) == {sha(data): 4}
-    blobs.add(sha(data), 10, 4, iter([data[4:]]))
+    blobs.add(sha(data), 4, iter([data[4:]]))
     assert blobs.have({sha(data): 10}) == {sha(data): 10}
     assert blobs.path(sha(data)).read_bytes() == data
 
 
 def test_wrong_bytes_are_refused_and_none_are_kept(blobs: Blobs) -> None:
     with pytest.raises(DigestError):
-        blobs.add(sha(b"right"), 5, 0, iter([b"wrong"]))
+        blobs.add(sha(b"right"), 0, iter([b"wrong"]))
     assert blobs.have({sha(b"right"): 5}) == {sha(b"right"): 0}
 
 
@@ -223,6 +230,54 @@ def test_what_a_machine_has_for_other_reasons_is_not_asked_for(tmp_path: Path) -
     store.commit("a" * 64, work, {})
     assert found.have({sha(b"made by a stage"): 15}) == {sha(b"made by a stage"): 15}
     assert found.have({sha(b"changed"): 7}) == {sha(b"changed"): 0}
+
+
+def test_what_nobody_uses_is_forgotten_also_what_a_cut_has_left(
+    blobs: Blobs, tmp_path: Path
+) -> None:
+    root = tmp_path / "remote"
+    blobs.add(sha(b"kept"), 0, iter([b"kept"]))
+    blobs.add(sha(b"old"), 0, iter([b"old"]))
+    gone = [blobs.path(sha(b"old")), root / "sent.tar.gz.part", root / "checkouts" / "cut.99"]
+    gone += [root / "checkouts" / "old", root / "inputs" / "old"]
+    for folder in (*gone[2:], root / "checkouts" / "used"):
+        folder.mkdir(parents=True)
+    for file in (gone[1], gone[3] / ".whole", root / "checkouts" / "used" / ".whole"):
+        file.touch()
+    for place in (*gone, gone[3] / ".whole", root / "checkouts" / "used"):
+        os.utime(place, (0, 0))
+    blobs.sweep()
+    assert [place for place in gone if place.exists()] == []
+    assert blobs.path(sha(b"kept")).exists(), "it has just arrived"
+    assert (root / "checkouts" / "used").exists(), "its .whole says when it was last used"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="stages run on Linux only")
+def test_a_line_that_falls_silent_before_the_first_byte_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEKILN_HOME", str(tmp_path))
+    monkeypatch.setattr(far, "_SILENCE_SECONDS", 0.01)
+    here, there = os.pipe()
+    try:
+        side = far._Far(Wire(lambda size: os.read(here, size), lambda data: None))
+        with pytest.raises(Cut, match="too long"):
+            side.answer({"do": "put", "files": [[sha(b"x"), 1, 0]]})
+        assert not is_held(tmp_path / "remote" / "locks" / f"{sha(b'x')}.lock")
+    finally:
+        os.close(here)
+        os.close(there)
+
+
+def test_a_new_hosts_key_gets_a_line_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    link._add("[gpu]:22 ssh-ed25519 AAAA")
+    known = tmp_path / ".ssh" / "known_hosts"
+    known.write_text(known.read_text().rstrip())
+    link._add("[big]:22 ssh-ed25519 BBBB")
+    assert known.read_text() == "[gpu]:22 ssh-ed25519 AAAA\n[big]:22 ssh-ed25519 BBBB\n"
 
 
 def test_an_empty_file_needs_no_sending(blobs: Blobs) -> None:
@@ -240,7 +295,7 @@ def test_a_tree_has_the_digest_it_had(blobs: Blobs, tmp_path: Path) -> None:
     files = {}
     for relative, (size, digest) in index.files(there).items():
         data = (there / relative).read_bytes()
-        blobs.add(digest, size, 0, iter([data]))
+        blobs.add(digest, 0, iter([data]))
         files[relative] = (size, digest, relative == "sub/tool")
     made = blobs.tree("model", files, True)
     assert made.name == "model"

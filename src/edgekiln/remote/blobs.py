@@ -13,15 +13,14 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from edgekiln.digest import combine, digest_file
-from edgekiln.errors import DigestError
+from edgekiln.digest import combine
+from edgekiln.locking import held
+from edgekiln.remote.parts import forget_unused, receive
 from edgekiln.store import Store, disk_error
 
-_UNUSED_SECONDS = 14 * 86400.0
 # A tree: its files' sizes, digests and whether they are programs, by their paths in it.
 Tree = Mapping[str, tuple[int, str, bool]]
 
@@ -79,63 +78,42 @@ class Blobs:
                         if (stat.st_size, stat.st_mtime_ns) == (size, mtime):
                             yield sha, path
 
-    def add(self, sha: str, size: int, offset: int, pieces: Iterator[bytes]) -> None:
-        """Add what arrives to a file's part; once it is whole it is checked and kept.
+    def add(self, sha: str, offset: int, pieces: Iterator[bytes]) -> None:
+        """Add what is missing of a file to its part, checked and kept when it is whole.
 
         A cut leaves what has arrived. Raises DigestError for bytes that are not the announced.
         """
-        part = self._part(sha)
-        try:
-            part.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("r+b" if part.exists() else "wb", buffering=0) as file:
-                file.seek(offset)
-                file.truncate()
-                for piece in pieces:
-                    file.write(piece)
-            if part.stat().st_size == size:
-                self._keep(part, sha)
-        except OSError as error:
-            raise disk_error(error, part) from error
-
-    def _keep(self, part: Path, sha: str) -> None:
-        if (found := digest_file(part)) != sha:
-            part.unlink()
-            raise DigestError(
-                "a file arrived with other bytes than were sent",
-                why=f"sha256 {found}, expected {sha}",
-                remedy="run it again; where it comes back, look at the far machine's disk",
-            )
-        whole = self.path(sha)
-        whole.parent.mkdir(parents=True, exist_ok=True)
-        part.chmod(0o444)
-        part.replace(whole)
+        receive(self._part(sha), self.path(sha), sha, offset, pieces)
 
     def tree(self, name: str, files: Tree, folder: bool) -> Path:
         """A tree of files that are all there, laid out as it was at home; made once."""
         digest = combine((path, size, sha) for path, (size, sha, _) in files.items())
         place = self._root / "inputs" / digest / name
-        if place.exists():
+        with held(self._root / "locks" / f"{digest}.lock"):  # stages side by side read the same
+            if not place.exists():
+                self._lay_out(place, files, folder)
             os.utime(place.parent)
-            return place
-        fresh = self._root / "inputs" / f".{digest}.{os.getpid()}"
+        return place
+
+    def _lay_out(self, place: Path, files: Tree, folder: bool) -> None:
+        fresh = place.parent.with_name(f".{place.parent.name}.{os.getpid()}")
         shutil.rmtree(fresh, ignore_errors=True)
+        made = fresh / place.name
         try:
             for path, (_, sha, program) in files.items():
-                target = fresh / name / path if folder else fresh / name
+                target = made / path if folder else made
                 target.parent.mkdir(parents=True, exist_ok=True)
                 _lay(self.path(sha), target, program)
-            (fresh / name).parent.mkdir(parents=True, exist_ok=True)
+            made.parent.mkdir(parents=True, exist_ok=True)
             if folder:
-                (fresh / name).mkdir(exist_ok=True)
-            place.parent.parent.mkdir(parents=True, exist_ok=True)
+                made.mkdir(exist_ok=True)
             if place.parent.exists():  # the same files under another name
-                (fresh / name).rename(place)
+                made.rename(place)
                 shutil.rmtree(fresh, ignore_errors=True)
             else:
                 fresh.rename(place.parent)
         except OSError as error:
             raise disk_error(error, place) from error
-        return place
 
     def path(self, sha: str) -> Path:
         """Where a whole file lies, or will."""
@@ -146,17 +124,8 @@ class Blobs:
 
     def sweep(self) -> None:
         """Remove what nobody has asked for in a fortnight."""
-        old = time.time() - _UNUSED_SECONDS
-        for mark in (*self._root.glob("checkouts/*/.whole"), *self._root.glob("envs/*/.whole")):
-            if mark.stat().st_mtime < old:
-                shutil.rmtree(mark.parent, ignore_errors=True)
-        for place in (*self._root.glob("inputs/*"), *self._root.glob("jobs/*")):
-            if place.is_dir() and place.stat().st_mtime < old:
-                shutil.rmtree(place, ignore_errors=True)
-        for file in (*self._root.glob("blobs/*/*"), *self._root.glob("parts/*")):
-            with contextlib.suppress(OSError):
-                if file.stat().st_mtime < old:
-                    file.unlink()
+        kept = ("checkouts/*", "envs/*", "*.part", "inputs/*", "jobs/*", "blobs/*/*", "parts/*")
+        forget_unused(path for pattern in kept for path in self._root.glob(pattern))
 
 
 def _lay(source: Path, target: Path, program: bool) -> None:

@@ -25,6 +25,7 @@ from edgekiln.remote import moving
 from edgekiln.remote.line import Line, again
 from edgekiln.remote.link import Link
 from edgekiln.remote.pack import pack
+from edgekiln.remote.parts import forget_unused
 from edgekiln.remote.setup import Far, set_up
 from edgekiln.remote.wire import Cut, meant
 from edgekiln.units import parse_size
@@ -143,8 +144,8 @@ class RemoteExecutor:
 
     def tidy(self) -> None:
         """Remove what was fetched for builds that never came to their end."""
+        forget_unused(self._incoming.glob("*/*"))
         for place in self._incoming.glob("*"):
-            moving.sweep(place)
             with contextlib.suppress(OSError):
                 place.rmdir()
 

@@ -151,7 +151,7 @@ class _Far:
             try:
                 if failed is None:
                     with held(self._root / "locks" / f"{sha}.lock"):
-                        self._blobs.add(sha, size, offset, pieces)
+                        self._blobs.add(sha, offset, pieces)
             except KilnError as error:
                 failed = error
             for _ in pieces:  # what is announced is read, else no more can be said
@@ -163,6 +163,7 @@ class _Far:
     def _patiently(self, size: int) -> Iterator[bytes]:
         """The bytes of a file; a line that is lost unnoticed must not keep the file's lock."""
         signal.signal(signal.SIGALRM, _too_silent)
+        signal.setitimer(signal.ITIMER_REAL, _SILENCE_SECONDS)
         try:
             for piece in self._wire.body(size):
                 signal.setitimer(signal.ITIMER_REAL, 0)

@@ -90,21 +90,13 @@ class Link:
             raise Cut("it was closed")
         return Said(code=code, out=out.decode(errors="replace"), err=err.decode(errors="replace"))
 
-    def drop(self, channel: Channel | None = None) -> None:
-        """Let go of a connection that is lost; the next need makes another.
-
-        With `channel` only if it is that one's: somebody else may have made another already.
-        """
+    def drop(self) -> None:
+        """Let go of a connection that is lost; the next need makes another."""
         with self._guard:
-            connection = self._connection
-            if connection is None or (
-                channel is not None
-                and connection.client.get_transport() is not channel.get_transport()
-            ):
-                return
-            self._connection = None
-        with contextlib.suppress(Exception):
-            connection.close()
+            connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(Exception):
+                connection.close()
 
     def _transport(self) -> Any:
         with self._guard:
@@ -201,8 +193,10 @@ def _known_hosts() -> Path:
 def _add(line: str) -> None:
     path = _known_hosts()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    gap = "\n" if before and not before.endswith("\n") else ""  # two keys on one line are none
     with path.open("a", encoding="utf-8") as file:
-        file.write(f"{line}\n")
+        file.write(f"{gap}{line}\n")
 
 
 def fingerprint(key: Any) -> str:

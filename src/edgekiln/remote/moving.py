@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shutil
 import time
@@ -12,9 +11,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edgekiln import units
-from edgekiln.digest import combine, digest_file
+from edgekiln.digest import combine
 from edgekiln.errors import DigestError, RemoteError
 from edgekiln.remote.line import Line
+from edgekiln.remote.parts import receive
 from edgekiln.remote.wire import CHUNK
 from edgekiln.store import disk_error
 
@@ -22,7 +22,6 @@ from edgekiln.store import disk_error
 _BATCH = 32 << 20
 _BATCH_FILES = 500
 _TELL_SECONDS = 0.1
-_OLD_SECONDS = 14 * 86400.0
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # (bytes done, bytes in all, rate in words)
 Told = Callable[[int, int, str], None]
@@ -80,7 +79,8 @@ def fetch(line: Line, key: str, outputs: Mapping[str, Any], incoming: Path, told
     for batch in _batches(lacking):
         line.ask(do="get", key=key, files=[lack[1:] for lack in batch])
         for sha, _, size, at in batch:
-            _receive(incoming, sha, at, meter.counted(line.body(size - at)))
+            pieces = meter.counted(line.body(size - at))
+            receive(_part(incoming, sha), incoming / sha, sha, at, pieces)
     there = sum(size for _, size in wanted.values()) - total
     return Moved(moved=total, there=there, seconds=meter.seconds)
 
@@ -116,15 +116,6 @@ def lay_out(outputs: Mapping[str, Any], incoming: Path, out: Path) -> None:
             )
 
 
-def sweep(incoming: Path) -> None:
-    """Remove what was fetched for builds that never came to their end."""
-    old = time.time() - _OLD_SECONDS
-    for file in incoming.glob("*"):
-        with contextlib.suppress(OSError):
-            if file.stat().st_mtime < old:
-                file.unlink()
-
-
 def _place(source: Path, target: Path, *, last: bool, program: bool) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -141,32 +132,15 @@ def _whole(path: Path, size: int) -> bool:
     return path.is_file() and path.stat().st_size == size
 
 
+def _part(incoming: Path, sha: str) -> Path:
+    return incoming / f"{sha}.part"
+
+
 def _partly(incoming: Path, sha: str, size: int) -> int:
     """How much of a file an earlier try has left."""
-    part = incoming / f"{sha}.part"
+    part = _part(incoming, sha)
     found = part.stat().st_size if part.is_file() else 0
     return found if found < size else 0
-
-
-def _receive(incoming: Path, sha: str, at: int, pieces: Iterator[bytes]) -> None:
-    part = incoming / f"{sha}.part"
-    try:
-        incoming.mkdir(parents=True, exist_ok=True)
-        with part.open("r+b" if at else "wb", buffering=0) as file:
-            file.seek(at)
-            for piece in pieces:
-                file.write(piece)
-            file.truncate()
-        if (found := digest_file(part)) != sha:
-            part.unlink()
-            raise DigestError(
-                "a file came back with other bytes than were recorded",
-                why=f"sha256 {found}, expected {sha}",
-                remedy="run it again; where it comes back, look at the far machine's disk",
-            )
-        part.replace(incoming / sha)
-    except OSError as error:
-        raise disk_error(error, part) from error
 
 
 def _read(path: Path, at: int) -> Iterator[bytes]:
