@@ -168,6 +168,14 @@ def test_two_jobs_of_one_moment_get_two_names(own_home: Path) -> None:
     assert places == {"1121-093007", "1121-093007-2", "1121-093007-3"}
 
 
+def test_a_job_is_not_seen_before_its_lock_is_held(own_home: Path) -> None:
+    made = launch._made(["build"])
+    assert made.place.is_dir() and jobs.all_jobs() == [], "it would look killed"
+    with launch._spawn(made) as process:
+        assert [job.words for job in jobs.all_jobs()] == [("build",)]
+        process.kill()
+
+
 def test_a_jobs_files_are_for_its_owner_only(own_home: Path) -> None:
     job = launch.start(FAILS)
     until_over(job)

@@ -33,7 +33,7 @@ def start(words: Sequence[str]) -> Job:
             remedy="leave --detach out, or run kiln in WSL",
         )
     tidy()
-    job = _record([*words, "--json"])
+    job = _made([*words, "--json"])
     process = _spawn(job)
     while not job.process and process.poll() is None:
         time.sleep(_LOOK_SECONDS)
@@ -43,13 +43,13 @@ def start(words: Sequence[str]) -> Job:
     return job
 
 
-def _record(words: list[str]) -> Job:
+def _made(words: list[str]) -> Job:
+    """A job with a folder of its own, which nobody sees yet."""
     began = time.time()
     name = time.strftime("%m%d-%H%M%S", time.localtime(began))
     try:
         folder().mkdir(parents=True, exist_ok=True)
         place = _free(folder() / name)
-        write(place / "job.json", {"words": words, "folder": str(Path.cwd()), "began": began})
     except OSError as error:
         raise AccessError(
             f"cannot write {folder()}", why=str(error.strerror), remedy="set EDGEKILN_HOME"
@@ -70,12 +70,17 @@ def _free(wanted: Path) -> Path:
 
 
 def _spawn(job: Job) -> subprocess.Popen[bytes]:
-    """The process, with the job's lock handed down to it: there is no moment without a holder."""
+    """The process, with the job's lock handed down to it: there is no moment without a holder.
+
+    It is seen from job.json on, and locked by then, so that nobody takes it for a killed one.
+    """
     import fcntl
 
     lock = os.open(job.place / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        said = {"words": list(job.words), "folder": job.folder, "began": job.began}
+        write(job.place / "job.json", said)
         with job.events.open("wb") as out, job.output.open("wb") as err:
             return subprocess.Popen(
                 [sys.executable, str(_RUNNING), str(job.place), str(lock), *job.words],
