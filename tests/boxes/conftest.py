@@ -12,8 +12,9 @@ import pytest
 
 from edgekiln.engine import Engine
 from tests.boxes import kit, supplies
+from tests.boxes.bundles import WORDS
 from tests.boxes.kit import Box, Wanted
-from tests.builds.kit import call
+from tests.builds.kit import Kiln, call
 from tests.builds.tinyllm import MAKE_MODEL
 from tests.conftest import USERS_HOME
 
@@ -69,3 +70,28 @@ def tiny(mnn_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = call([str(mnn_python), "-c", MAKE_MODEL, "llama", str(place)], os.environ)
     assert done.returncode == 0, done.stderr
     return place
+
+
+@pytest.fixture(scope="session")
+def at_home(
+    engine: Engine, tiny: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """Gives the bundle of a backend made in containers on this machine."""
+    made: dict[str, Path] = {}
+
+    def bundle(backend: str) -> Path:
+        if backend not in made:
+            here = tmp_path_factory.mktemp(f"home-{backend}")
+            home = here / "kiln"
+            home.mkdir()
+            for name in ("bases", "locks", "tools", "uv"):
+                (USERS_HOME / name).mkdir(parents=True, exist_ok=True)
+                (home / name).symlink_to(USERS_HOME / name)
+            kiln = Kiln(home=home, here=here)
+            words = ("--model", str(tiny), "--executor", "docker", *WORDS[backend])
+            done = kiln("build", "--backend", backend, *words, "--out", str(here / "bundle"))
+            assert done.returncode == 0, done.stderr
+            made[backend] = here / "bundle"
+        return made[backend]
+
+    return bundle

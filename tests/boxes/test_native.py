@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,24 +10,12 @@ import pytest
 from edgekiln.engine import Engine
 from edgekiln.errors import ImageError
 from tests.boxes import kit
+from tests.boxes.bundles import MODEL, WORDS, sums
 from tests.boxes.conftest import Rent
 from tests.boxes.kit import Box
-from tests.builds.kit import LENIENT, Kiln, three_lines
-from tests.conftest import USERS_HOME
+from tests.builds.kit import three_lines
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
-
-MODEL = f"{kit.DATA}/tiny-llama"
-# A model of random weights answers nonsense at four bits as it does at thirty-two.
-WORDS = {
-    "mnn": LENIENT,
-    "qnn": (
-        *("--context-length", "192", "--prefill-length", "32", "--calibration-tokens", "512"),
-        *("--answer-tokens", "4", *LENIENT),
-    ),
-}
-# Figures of speed and of the machine.
-TOLD = ("manifest.json", "provenance.json")
 
 
 @pytest.fixture(scope="module")
@@ -37,43 +24,6 @@ def box(lease: Rent, tiny: Path) -> Box:
     box = lease(network="none")
     box.copy_in(tiny, MODEL)
     return box
-
-
-@pytest.fixture(scope="module")
-def at_home(
-    engine: Engine, tiny: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Path]:
-    """Gives the bundle of a backend made in containers on this machine."""
-    made: dict[str, Path] = {}
-
-    def bundle(backend: str) -> Path:
-        if backend not in made:
-            here = tmp_path_factory.mktemp(f"home-{backend}")
-            home = here / "kiln"
-            home.mkdir()
-            for name in ("bases", "locks", "tools", "uv"):
-                (USERS_HOME / name).mkdir(parents=True, exist_ok=True)
-                (home / name).symlink_to(USERS_HOME / name)
-            kiln = Kiln(home=home, here=here)
-            words = ("--model", str(tiny), "--executor", "docker", *WORDS[backend])
-            done = kiln("build", "--backend", backend, *words, "--out", str(here / "bundle"))
-            assert done.returncode == 0, done.stderr
-            made[backend] = here / "bundle"
-        return made[backend]
-
-    return bundle
-
-
-def sums(bundle: Path) -> dict[str, tuple[str, int]]:
-    """sha256 and mode of each file but those that tell of times."""
-    files = [path for path in bundle.rglob("*") if path.is_file() and path.name not in TOLD]
-    return {
-        path.relative_to(bundle).as_posix(): (
-            hashlib.sha256(path.read_bytes()).hexdigest(),
-            path.stat().st_mode & 0o777,
-        )
-        for path in files
-    }
 
 
 @pytest.mark.parametrize("user", ["root", kit.RENTER])

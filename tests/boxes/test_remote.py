@@ -16,17 +16,14 @@ import pytest
 from edgekiln import units
 from edgekiln.engine import Engine
 from tests.boxes import farkit, kit
+from tests.boxes.bundles import WORDS
 from tests.boxes.conftest import Rent
 from tests.boxes.farkit import Second
-from tests.builds.kit import LENIENT, Kiln, three_lines, until
+from tests.builds.kit import Kiln, three_lines, until
 from tests.unit.servers import HubHandler, Site, serving
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
-WORDS = (
-    *("--context-length", "192", "--prefill-length", "32", "--calibration-tokens", "512"),
-    *("--answer-tokens", "4", *LENIENT),
-)
 TOLD = ("manifest.json",)
 
 
@@ -72,7 +69,7 @@ def at_home(
 
 def build(model: Path, *words: str) -> tuple[str, ...]:
     named = ("--model", str(model), "--executor", "native")
-    return ("build", "--backend", "qnn", *named, *WORDS, *words)
+    return ("build", "--backend", "qnn", *named, *WORDS["qnn"], *words)
 
 
 def sums(bundle: Path) -> dict[str, str]:

@@ -15,14 +15,13 @@ from edgekiln.progress import Silent
 from edgekiln.rootfs.proot import FILES
 from edgekiln.toolchain import load_toolchain
 from tests.boxes import kit
+from tests.boxes.bundles import MODEL, WORDS, sums
 from tests.boxes.conftest import Rent
 from tests.boxes.kit import Box
-from tests.boxes.test_native import MODEL, WORDS, at_home, sums
 from tests.builds.kit import three_lines
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
-__all__ = ["at_home"]
 IMAGES = "/media/images"
 
 
