@@ -169,7 +169,10 @@ class RemoteExecutor:
             else:
                 self._note(run, f"finished on {self.host.name} already")
             if found["outputs"] is None:
-                raise RemoteError(f"{self.host.name} has lost what {run.name} made")
+                raise RemoteError(
+                    f"{self.host.name} has lost what {run.name} made",
+                    remedy="run this again; where it comes back, look at that machine's disk",
+                )
             self._fetched(line, found["outputs"], run)
         if peak := found["meta"]["peak_memory"]:
             run.on_event({"event": "usage", "peak_bytes": peak})

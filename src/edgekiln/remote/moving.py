@@ -22,6 +22,7 @@ from edgekiln.store import disk_error
 _BATCH = 32 << 20
 _BATCH_FILES = 500
 _TELL_SECONDS = 0.1
+_DISTRUST = "send nothing to that machine: no honest one says so"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # (bytes done, bytes in all, rate in words)
 Told = Callable[[int, int, str], None]
@@ -91,9 +92,10 @@ def _refuse_astray(outputs: Mapping[str, Any]) -> None:
         for path, (_, sha, _) in output["files"].items():
             parts = PurePosixPath(name, path).parts
             if path.startswith("/") or "/" in name or {"..", ""} & set(parts) or "\\" in path:
-                raise RemoteError(f"output {name} has a file {path!r}, which leads elsewhere")
+                what = f"output {name} has a file {path!r}, which leads elsewhere"
+                raise RemoteError(what, remedy=_DISTRUST)
             if not _SHA256.fullmatch(sha):
-                raise RemoteError(f"output {name}: {sha!r} is no sha256")
+                raise RemoteError(f"output {name}: {sha!r} is no sha256", remedy=_DISTRUST)
 
 
 def lay_out(outputs: Mapping[str, Any], incoming: Path, out: Path) -> None:
