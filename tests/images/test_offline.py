@@ -29,7 +29,7 @@ from edgekiln.engine import Engine
 from edgekiln.errors import DigestError, FetchError, KilnError, UsageError
 from edgekiln.home import project
 from edgekiln.images import vendoredbase
-from edgekiln.images.base import ensure_base
+from edgekiln.images.base import ensure_base, once_more
 from edgekiln.kits import ownpackages, vendordebs
 from edgekiln.prefix import build_prefix
 from edgekiln.progress import Silent
@@ -205,6 +205,13 @@ def test_a_saved_base_is_loaded_where_none_can_be_made(
     # As on a system without mmdebstrap.
     monkeypatch.setattr(vendoredbase, "_can_make", lambda: False)
     assert ensure_base(engine, base, Silent(), frozen=True) == ready
+    # And under the name that two builds to compare give it.
+    again = f"edgekiln/base-debian-12:test-{secrets.token_hex(4)}"
+    try:
+        assert once_more(engine, base, again, Silent()).origin == ready.origin
+        assert engine.image(again)
+    finally:
+        images.run(engine, ["rmi", again], check=False)
 
     shutil.rmtree(tmp_path / "home")
     note.write_text(note.read_text().replace("bookworm", "trixie"))
@@ -237,7 +244,10 @@ def made(engine: Engine, toolchain: Toolchain, *, frozen: bool) -> None:
     """Build an image of it; whatever came about is taken away again."""
     ready = ensure_base(engine, toolchain.base, Silent(), frozen=False)
     name = f"edgekiln/qnn:trial-{secrets.token_hex(4)}"
-    images.make(engine, toolchain, ready, name, Silent(), frozen=frozen, fresh=False)
+    try:
+        images.make(engine, toolchain, ready, name, Silent(), frozen=frozen, fresh=False)
+    finally:
+        images.run(engine, ["rmi", name], check=False)
 
 
 def test_a_package_of_other_bytes_is_refused_frozen_or_not(

@@ -13,11 +13,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekiln import offline
-from edgekiln.calls import call, last_words
+from edgekiln import images, offline
 from edgekiln.digest import digest_file
-from edgekiln.engine.buildcli import build_environment
-from edgekiln.errors import EngineError, ImageError
+from edgekiln.errors import ImageError
 from edgekiln.fetch import vendored
 from edgekiln.kits import firstuse
 from edgekiln.progress import Progress
@@ -49,7 +47,7 @@ def from_folder(
         progress.note(f"making {lock.definition.summary} from the vendor folder's packages")
         return from_packages(engine, base, lock, reference, progress, debs=here)
     saved = vendored(archive_name(base))
-    return _loaded(engine, saved, reference, progress) if saved else None
+    return _loaded(engine, base, saved, reference, progress) if saved else None
 
 
 def has(base: Base, lock: BaseLock) -> str:
@@ -88,11 +86,14 @@ def save(engine: Engine, base: Base, folder: Path, progress: Progress) -> list[P
             progress.note(f"{reference} is not in the engine: no image of the base is saved")
             return []
         progress.update(0, None, f"saving {target.name}")
-        fresh = target.with_name(f".{target.name}.part")
-        _engine(engine, ["save", "--output", str(fresh), reference])
-        fresh.chmod(0o644)
-        shutil.copyfile(record, note)
-        fresh.replace(target)
+        fresh = target.with_name(f".{target.name}.part-{os.getpid()}")
+        try:
+            images.run(engine, ["save", "--output", str(fresh), reference])
+            fresh.chmod(0o644)
+            shutil.copyfile(record, note)
+            fresh.replace(target)
+        finally:
+            fresh.unlink(missing_ok=True)
     firstuse.list_in(folder, {path.name: digest_file(path) for path in (target, note)})
     return [target, note]
 
@@ -107,9 +108,11 @@ def _why_not() -> str:
     return "its packages are here, but making it of them takes mmdebstrap and root; no saved image"
 
 
-def _loaded(engine: Engine, saved: Path, reference: str, progress: Progress) -> ReadyBase:
+def _loaded(
+    engine: Engine, base: Base, saved: Path, reference: str, progress: Progress
+) -> ReadyBase:
     """The saved image in the engine. Raises DigestError for a damaged file, ImageError."""
-    from edgekiln.images.base import ReadyBase
+    from edgekiln.images.base import ReadyBase, reference_of
 
     note = saved.with_name(f"{saved.name}.json")
     for path in (saved, note):
@@ -118,14 +121,11 @@ def _loaded(engine: Engine, saved: Path, reference: str, progress: Progress) -> 
             raise ImageError(f"{path} cannot be checked", why=why, remedy="fill the folder again")
         firstuse.check_listed(path)
     progress.update(0, None, f"loading {saved.name}")
-    _engine(engine, ["load", "--input", str(saved)])
-    if engine.image(reference) is None:
-        raise ImageError(f"{saved} does not hold {reference}", remedy="fill the folder again")
+    images.run(engine, ["load", "--input", str(saved)])
+    own = reference_of(base)
+    if engine.image(own) is None:
+        raise ImageError(f"{saved} does not hold {own}", remedy="fill the folder again")
+    if reference != own:
+        images.run(engine, ["tag", own, reference])
     told = json.loads(note.read_bytes())
     return ReadyBase(**{**told, "reference": reference, "drift": tuple(told["drift"])})
-
-
-def _engine(engine: Engine, words: list[str]) -> None:
-    done = call([*engine.cli, *words], env=build_environment(engine.url))
-    if done.returncode:
-        raise EngineError(f"{engine.kind} {words[0]} failed", why=last_words(done))
