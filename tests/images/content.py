@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import subprocess
-import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO
 
 from edgekiln.engine import Engine
 from edgekiln.engine.buildcli import build_environment
+from edgekiln.images import content, exports
 
-# The engine puts these into a container, not into an image.
-_ENGINES_OWN = (".dockerenv", "dev", "etc/hostname", "etc/hosts", "etc/mtab", "etc/resolv.conf")
 _CHUNK = 1 << 22
 
 
@@ -54,27 +51,10 @@ def found_in(engine: Engine, image: str, needles: Iterable[bytes]) -> set[bytes]
     return found
 
 
-def listing(engine: Engine, image: str) -> dict[str, tuple[object, ...]]:
-    """path → (digest or link, mode, owner, group, size) of each file; times are left out."""
-    container = called(engine, ["create", image])
-    try:
-        with (
-            _streaming(engine, ["export", container]) as stream,
-            tarfile.open(fileobj=stream, mode="r|") as archive,
-        ):
-            return {
-                member.name: _entry(archive, member)
-                for member in archive
-                if not member.name.startswith(_ENGINES_OWN)
-            }
-    finally:
-        called(engine, ["rm", container])
-
-
-def _entry(archive: tarfile.TarFile, member: tarfile.TarInfo) -> tuple[object, ...]:
-    content = archive.extractfile(member) if member.isfile() else None
-    what = hashlib.sha256(content.read()).hexdigest() if content else member.linkname
-    return what, member.mode, member.uid, member.gid, member.size
+def listing(engine: Engine, image: str) -> content.Listing:
+    """What the engine says the image holds, file by file."""
+    with exports.streamed(engine, image) as stream:
+        return content.of_tar(stream)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from edgekiln.images.layout import Layout, blob_name
 from edgekiln.progress import Silent
 from edgekiln.rootfs import unpack
 from edgekiln.toolchain import Toolchain, load_toolchain
-from tests.images.content import called
+from tests.images.content import called, listing
 
 pytestmark = pytest.mark.engine
 
@@ -87,12 +87,6 @@ def made(engine: Engine, toolchain: Toolchain, more: str = "") -> str:
 def remove(engine: Engine, toolchain: Toolchain) -> None:
     if images.exists(engine, toolchain):
         images.remove(engine, images.tag(toolchain))
-
-
-def listing(engine: Engine, image: str) -> content.Listing:
-    """What the engine says the image holds."""
-    with exports.streamed(engine, image) as stream:
-        return content.of_tar(stream)
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -15,6 +15,7 @@ from typing import Any
 import zstandard
 
 from edgekiln.images.layout import CONFIG, INDEX, LAYER, MANIFEST, REF_NAME, UNPACKED, Layout
+from edgekiln.report import QuietReporter
 
 GZIP = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 PLAIN = "application/vnd.oci.image.layer.v1.tar"
@@ -30,6 +31,16 @@ class Member:
     target: str = ""
     mode: int = 0o644
     owner: int = 0
+
+
+class Told(QuietReporter):
+    """A reporter that keeps the findings it is told, in words."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def result(self, name: str, value: Any, text: str) -> None:
+        self.lines.append(text)
 
 
 def folder(name: str, mode: int = 0o755) -> Member:

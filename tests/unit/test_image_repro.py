@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,10 +14,10 @@ from edgekiln.errors import DifferenceError, ToolchainError, UsageError
 from edgekiln.images import content, repro
 from edgekiln.images.content import Entry
 from edgekiln.images.repro import Found
-from edgekiln.report import QuietReporter
 from edgekiln.toolchain import Toolchain, load_toolchain
 from edgekiln.toolchain import lock as toolchain_lock
 from edgekiln.toolchain.lock import ImageDigests, carried, digest, read_lock
+from tests.unit.imagekit import Told
 
 BASE = "mmdebstrap bookworm 0123"
 LISTING = {
@@ -27,16 +26,6 @@ LISTING = {
 }
 OTHER = {**LISTING, "opt/tool": replace(LISTING["opt/tool"], value="b" * 64)}
 MANIFEST = f"sha256:{'c' * 64}"
-
-
-class Told(QuietReporter):
-    """Keeps what was found out."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def result(self, name: str, value: Any, text: str) -> None:
-        self.lines.append(text)
 
 
 @pytest.fixture
