@@ -29,24 +29,22 @@ def hosts_list(reporter: Reporter) -> None:
 
 def hosts_check(reporter: Reporter, name: str, *, accept_new: bool) -> None:
     """Reach a machine, bring edgekiln's own files there, and print what it has."""
-    from edgekiln.digest import FileIndex
-    from edgekiln.home import home
+    from edgekiln.build import open_store
     from edgekiln.remote.executor import RemoteExecutor
 
     host = hosts.find(name)
     if host is None:
         raise RemoteError("local is this machine", remedy="`kiln doctor` says what it has")
-    index = FileIndex(home() / "store" / "v1" / "index.sqlite")
-    executor = RemoteExecutor(host, index, reporter.say, accept_new=accept_new)
     reporter.started(host.name, f"reaching {host.address}")
-    try:
-        executor.connect(Task(reporter, host.name))
-    except KilnError:
-        reporter.ended(host.name, "failed", {})
-        raise
-    finally:
-        executor.close()
-        index.close()
+    with open_store() as store:
+        executor = RemoteExecutor(host, store.index, reporter.say, accept_new=accept_new)
+        try:
+            executor.connect(Task(reporter, host.name))
+        except KilnError:
+            reporter.ended(host.name, "failed", {})
+            raise
+        finally:
+            executor.close()
     reporter.ended(host.name, "done", {})
     _tell(reporter, executor)
 
