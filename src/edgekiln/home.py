@@ -28,3 +28,8 @@ def vendor_folder() -> Path | None:
     """The folder that EDGEKILN_VENDOR or --vendor-dir names; it need not be there."""
     named = os.environ.get("EDGEKILN_VENDOR")
     return Path(named).expanduser() if named else None
+
+
+def mirrors_named() -> list[str]:
+    """The addresses and folders that EDGEKILN_MIRRORS names, which have files by their names."""
+    return os.environ.get("EDGEKILN_MIRRORS", "").split()

@@ -14,7 +14,7 @@ from edgekiln import units
 from edgekiln.digest import digest_file
 from edgekiln.errors import DigestError, DiskError, FetchError, KilnError, ToolchainError
 from edgekiln.fetch import RETRIES, differs, fetch
-from edgekiln.home import home, vendor_folder
+from edgekiln.home import home, mirrors_named, vendor_folder
 from edgekiln.kits import (
     Kit,
     firstuse,
@@ -32,8 +32,6 @@ from edgekiln.kits.unpack import test, unpack, unpacked_size
 from edgekiln.locking import held
 from edgekiln.progress import Progress
 from edgekiln.transfer import Pin
-
-MIRRORS = "EDGEKILN_MIRRORS"
 
 
 def make_all(kits: Sequence[Kit], progress: Progress) -> dict[str, Path]:
@@ -193,7 +191,7 @@ def _changed(archive: Archive, error: DigestError) -> DigestError:
 
 def mirrors(file: str) -> list[str]:
     """The user's own mirrors: addresses or folders that hold files by their names."""
-    return [f"{base.rstrip('/')}/{file}" for base in os.environ.get(MIRRORS, "").split()]
+    return [f"{base.rstrip('/')}/{file}" for base in mirrors_named()]
 
 
 def _check_disk(kits: Sequence[Kit]) -> None:

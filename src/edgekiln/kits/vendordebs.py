@@ -19,8 +19,8 @@ from edgekiln.toolchain.debs import Found, file_name, find_debs, looked_into, na
 from edgekiln.toolchain.lock import Deb
 from edgekiln.toolchain.wheels import put
 from edgekiln.transfer import Pin
-from edgekiln.upstream import CHANGED, Answer
-from edgekiln.upstream.debs import bring
+from edgekiln.upstream import CHANGED
+from edgekiln.upstream.debs import View, bring
 
 _BRINGING = ".debs"
 
@@ -36,7 +36,8 @@ def fill(
     found = _gathered(debs, folder)
     lacking = [deb for deb in debs if deb.name not in found.here]
     _from_mirrors(lacking, folder, progress)
-    lacking = [deb for deb in lacking if deb.name not in find_debs([deb], [folder]).here]
+    here = find_debs(lacking, [folder]).here
+    lacking = [deb for deb in lacking if deb.name not in here]
     if lacking:
         progress.update(0, None, f"{len(lacking)} packages of the distribution")
         try:
@@ -86,15 +87,16 @@ def _by_apt(
         if path := found.here.get(deb.name):
             path.replace(folder / file_name(deb, path))
             continue
-        yield f"{deb.name} {deb.version}", _lacking(deb, seen.ask(deb), found)
+        yield f"{deb.name} {deb.version}", _lacking(deb, seen, found)
     shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _lacking(deb: Deb, told: Answer, found: Found) -> KilnError:
+def _lacking(deb: Deb, seen: View, found: Found) -> KilnError:
     """Why a package did not come: dropped, of other bytes, or cut off on the way."""
+    told, served = seen.ask(deb), seen.served(deb)
     wrong = next((each for each in found.wrong if each.deb == deb), None)
     if told.state == CHANGED:
-        return refusal(deb, found=told.why.split()[1].rstrip(","), place=told.place)
+        return refusal(deb, found=served[0].sha256, place=told.place)
     why = told.why or (f"what came has sha256 {wrong.sha256}" if wrong else "it did not arrive")
     return FetchError(
         f"{told.place} did not give {deb.name} {deb.version}",

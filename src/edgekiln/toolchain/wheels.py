@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from edgekiln.digest import digest_file
 from edgekiln.errors import DigestError
-from edgekiln.home import vendor_folder
+from edgekiln.home import mirrors_named, vendor_folder
 from edgekiln.toolchain.lock import Wheel, normal
 from edgekiln.user.pipconf import PipSettings
 
@@ -43,8 +43,7 @@ def vendor() -> list[Path]:
 
 def mirrored() -> list[Path]:
     """The folders on this machine that EDGEKILN_MIRRORS names; addresses are not among them."""
-    named = (Path(place) for place in os.environ.get("EDGEKILN_MIRRORS", "").split())
-    return [folder for folder in named if folder.is_dir()]
+    return [folder for folder in map(Path, mirrors_named()) if folder.is_dir()]
 
 
 def _candidates(wheel: Wheel, pip: PipSettings) -> Iterator[Path]:

@@ -39,8 +39,7 @@ class View:
 
     def ask(self, deb: Deb) -> Answer:
         """Whether the very deb that was locked is still served."""
-        named = [each for each in self.all if each.name == deb.name]
-        same = [each for each in named if each.version == deb.version]
+        same = self.served(deb)
         if any(each.sha256 == deb.sha256 for each in same):
             return Answer(place=self.place, state=OK)
         if same:
@@ -49,6 +48,10 @@ class View:
         now = self.newest.get(deb.name)
         why = f"the archive has {now.version}" if now else "the archive has no such package"
         return Answer(place=self.place, state=GONE, why=why)
+
+    def served(self, deb: Deb) -> list[Deb]:
+        """What the archive has of that package at that very version; its bytes may be others."""
+        return [each for each in self.all if (each.name, each.version) == (deb.name, deb.version)]
 
 
 def view(base: Base, names: Iterable[str], progress: Progress) -> View:
