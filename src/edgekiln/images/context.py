@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from edgekiln.engine import Engine
     from edgekiln.progress import Progress
     from edgekiln.toolchain import Toolchain
+    from edgekiln.toolchain.lock import Lock
 
 _CA = "/run/secrets/ca"
 # BuildKit takes secrets of up to 500 KB. A bundle of certificates is half of that as a rule; one
@@ -86,7 +87,8 @@ def staged(
         for name, path in recipe_files(toolchain).items():
             _copy_text(path, folder / name)
         put(linux_uv(toolchain.lock.uv, pip, progress), folder / "uv")
-        _write_lock(toolchain, folder, frozen)
+        _write_lock(toolchain, folder)
+        _write_debs(toolchain.lock, folder, frozen=frozen)
         local = find_local(toolchain.lock.wheels, pip)
         for name, path in local.items():
             put(path, folder / "wheels" / name)
@@ -123,16 +125,24 @@ def _copy_text(source: Path, target: Path) -> None:
     target.chmod(0o755)
 
 
-def _write_lock(toolchain: Toolchain, folder: Path, frozen: bool) -> None:
+def _write_lock(toolchain: Toolchain, folder: Path) -> None:
+    """The lock as it lies in the image, and the marker that names the toolchain."""
     from edgekiln.images import tag
     from edgekiln.toolchain import marker
     from edgekiln.toolchain.lock import installed_text
 
-    lock = toolchain.lock
-    told = {"lock.json": installed_text(lock), MARKER: marker(toolchain, tag(toolchain))}
+    lock = installed_text(toolchain.lock)
+    told = {"lock.json": lock, MARKER: marker(toolchain, tag(toolchain))}
     for name, text in told.items():
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
         (folder / name).chmod(0o644)
+
+
+def _write_debs(lock: Lock, folder: Path, *, frozen: bool) -> None:
+    """What images/apt-install is told, and the packages that are at hand.
+
+    Raises DigestError offline, where a package is here in other bytes only.
+    """
     java = any(deb.name.startswith("openjdk-") for deb in lock.debs)
     found = find_debs(lock.debs)
     lacking = [deb for deb in lock.debs if deb.name not in found.here]
