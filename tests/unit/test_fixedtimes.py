@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ def command(folder: Path, buildx: str) -> None:
     (folder / "docker").chmod(0o755)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="sockets and shells of POSIX")
 @pytest.mark.parametrize(
     ("case", "why"),
     [

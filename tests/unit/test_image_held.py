@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,6 +72,7 @@ def held_notes(source: Layout, toolchain: Toolchain) -> list[str]:
     return heard.notes
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="images are unpacked on Linux only")
 def test_layers_are_read_as_they_are_laid_down(tmp_path: Path) -> None:
     source = export(tmp_path / "image", [BELOW, ABOVE])
     found = held.listing(source, source.image(), Silent())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 import zipfile
@@ -26,7 +27,7 @@ SHA256 = "96cc083045dbc5c12ac43b9e488cc141ff5d67760f1ed82ebf2a4847c07e1162"
 def made(file: Path) -> bytes:
     """The file that a program of this Python writes, as stages do."""
     words = [sys.executable, "-c", MAKE, str(file)]
-    env = {"PYTHONPATH": str(SCRIPTS)}
+    env = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
     done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return file.read_bytes()
