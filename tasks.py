@@ -139,12 +139,12 @@ def build(
             force=force,
             refresh=refresh,
             trust_pickle=trust_pickle,
-            on=tuple(on or ()),
+            on=cli.several("on", on),
         )
         if detach:
             from edgekiln.commands.jobs import detach as start
 
-            start(reporter, sys.argv[1:], what, dry_run=dry_run, executor=executor)
+            start(reporter, sys.argv[1:], what, how, dry_run=dry_run)
             return
         (show if dry_run else run)(what, how, reporter)
 
@@ -403,6 +403,8 @@ def images_export(c: Context, name: str, to: str = "", o: str = "") -> None:
     from edgekiln.commands.images import images_export as run
     from edgekiln.errors import UsageError
 
+    if to and o:
+        raise UsageError("--to and -o are the same, and both are given", remedy="give one of them")
     if not (to or o):
         raise UsageError("kiln images export needs --to", remedy="name the folder or file to write")
     run(name, Path(to or o))

@@ -94,6 +94,7 @@ def prepare(
     `pinned` says which models, by their roles, are meant by what recipe and options name.
     """
     check_executor(settings.executor)
+    check_places(settings.on)
     backend = load_backend(recipe.backend)
     options = recipe.parsed(backend)
     references = {"model": recipe.model, **backend.models(options)}
@@ -128,6 +129,14 @@ def _refuse_box(
     from edgekiln.boxes.gate import refuse_before_fetching
 
     refuse_before_fetching(backend, options, wanted, settings.executor, settings.memory)
+
+
+def check_places(on: tuple[str, ...]) -> None:
+    """Raise UsageError for what --on cannot mean, before anything is fetched for the build."""
+    if on:
+        from edgekiln.remote.placing import check
+
+        check(on)
 
 
 def _places(pipeline: Pipeline, on: tuple[str, ...]) -> dict[str, Host]:

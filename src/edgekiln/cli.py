@@ -259,6 +259,18 @@ def given(name: str, value: str | None) -> str:
     return value or ""
 
 
+def several(name: str, values: Iterable[str] | None) -> tuple[str, ...]:
+    """A flag's texts, where it may be given several times. Raises UsageError for one without.
+
+    Invoke takes such a flag at the end, or before another one, for one that was not given.
+    """
+    found = tuple(values or ())
+    times = sum(word == f"--{name}" or word.startswith(f"--{name}=") for word in sys.argv[1:])
+    if times > len(found) or not all(text.strip() for text in found):
+        raise UsageError(f"--{name} needs a value", remedy="`kiln build --help` says which")
+    return found
+
+
 def offline(vendor_dir: str | None, accept_licence: str | None, *, alone: bool = False) -> None:
     """Let --vendor-dir, --accept-licence and --offline (`alone`) hold, as their variables do.
 
@@ -339,6 +351,8 @@ def _unknown_word(word: str, where: str, context: Any) -> tuple[str, str]:
     if word in list_backends() and "--backend" in flags:
         return f"{where} takes no {word} by itself", f"say --backend {word}"
     remedy = nearest(word, _COMMANDS).replace(".", " ")
+    if flags and remedy.startswith("one of"):
+        return f"{where} does not take {word!r} too", f"`{where} --help` shows what it takes"
     return f"there is no command {word.replace('.', ' ')}", remedy
 
 

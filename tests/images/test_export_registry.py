@@ -279,12 +279,26 @@ def test_a_machine_without_an_engine_has_it_as_a_folder(
     assert unpack.ready(toolchain, Silent()) == root
 
 
-@pytest.mark.parametrize("text", ["", "ftp://x/y", "host.example/me:tag", "me@sha256:0"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "ftp://x/y",
+        "host.example/me:tag",
+        "me@sha256:0",
+        "127.0.0.1",
+        "host.example:99999/me",
+        "host.example/Me",
+        "a b/c",
+        "me:secret@host.example/me",
+    ],
+)
 def test_a_repository_is_named_without_a_tag(text: str) -> None:
     with pytest.raises(UsageError, match="no repository"):
         repository.Repository(text)
 
 
 def test_nobody_listening_is_told(toolchain: Toolchain) -> None:
-    with pytest.raises(FetchError, match="cut off too often"):
+    with pytest.raises(FetchError, match="cannot be reached") as caught:
         pull(toolchain, f"http://127.0.0.1:{real.free_port()}/me/edgekiln")
+    assert "name and port" in caught.value.remedy

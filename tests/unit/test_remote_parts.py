@@ -75,6 +75,8 @@ def test_the_closest_pattern_counts(
         ("quantize=ssh://root:secret@gpu", "a password has no place", "password_from"),
         ("quantize=http://gpu", "address is", "give ssh://"),
         ("quantize=ssh://gpu:none", "address is", "give ssh://"),
+        ("quantize=ssh://gpu:22/root", "address is", "give ssh://"),
+        ("quantize=root@gpu", "there is no machine root@gpu", "ssh://root@gpu"),
     ],
 )
 def test_a_place_that_cannot_be_is_named(
@@ -101,6 +103,8 @@ def test_a_stage_that_reads_a_secret_stays(named: Callable[[str], None], tmp_pat
     [
         ("gpu: {adress: ssh://gpu}", "adress is not known"),
         ("gpu: {}", "address is missing"),
+        ("gpu: ssh://gpu", "gpu is not a mapping"),
+        ("gpu: {address: ssh://gpu, env: HF_HOME}", "env is 'HF_HOME'"),
         ("gpu: {address: ssh://gpu, executor: nativ}", "no executor nativ"),
         ("gpu: {address: ssh://gpu, memory: much}", "memory is 'much'"),
         ("gpu: {address: ssh://gpu, profile: autodle}", "no profile autodle"),
@@ -117,6 +121,7 @@ def test_what_is_wrong_in_the_file_is_named(
     with pytest.raises(UsageError) as caught:
         hosts.load()
     assert said in caught.value.what
+    assert caught.value.remedy
 
 
 def test_the_shipped_schema_is_the_records() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgekiln import units
-from edgekiln.errors import KilnError, RemoteError
+from edgekiln.errors import KilnError, UsageError
 from edgekiln.remote import hosts
 from edgekiln.report import Reporter, Task, table
 
@@ -34,7 +34,7 @@ def hosts_check(reporter: Reporter, name: str, *, accept_new: bool) -> None:
 
     host = hosts.find(name)
     if host is None:
-        raise RemoteError("local is this machine", remedy="`kiln doctor` says what it has")
+        raise UsageError("local is this machine", remedy="`kiln doctor` says what it has")
     reporter.started(host.name, f"reaching {host.address}")
     with open_store() as store:
         executor = RemoteExecutor(host, store.index, reporter.say, accept_new=accept_new)

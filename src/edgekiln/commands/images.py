@@ -207,11 +207,11 @@ def images_pull(name: str, *, place: str, rootfs: bool) -> None:
     from edgekiln.images import registry
     from edgekiln.toolchain import load_toolchain
 
-    toolchain = load_toolchain(name)
+    toolchain, where = load_toolchain(name), _place(place)
     if not rootfs:
         the_engine()  # without one nothing needs to be fetched
     with shown_task(f"pull {name}") as task:
-        source = registry.pull(toolchain, _place(place), task)
+        source = registry.pull(toolchain, where, task)
         done = _settle(toolchain, source, task, rootfs=rootfs)
         shutil.rmtree(source.path)
     print(done)
@@ -223,24 +223,27 @@ def images_push(name: str, *, place: str) -> None:
     from edgekiln.images.layout import Layout
     from edgekiln.toolchain import load_toolchain
 
-    toolchain = load_toolchain(name)
+    toolchain, where = load_toolchain(name), _place(place)
     with shown_task(f"push {name}") as task:
         source = exports.find(toolchain)
         made = source is None
         if source is None:
             source = Layout(exports.folder() / exports.export_name(toolchain))
             exports.export(the_engine(), toolchain, source.path, task)
-        told = registry.push(toolchain, source, _place(place), task)
+        told = registry.push(toolchain, source, where, task)
         if made:  # kept only for a push that was broken off
             shutil.rmtree(source.path)
     print(told)
 
 
 def _place(place: str) -> str:
+    """The repository that is meant. Raises UsageError for none, or for what names none."""
     from edgekiln.images import registry
+    from edgekiln.images.repository import Repository
 
     found = place or registry.named()
     if not found:
         remedy = f"give it as registry.example/me/edgekiln, or by {registry.VARIABLE}"
         raise UsageError("which registry?", remedy=remedy)
+    Repository(found)
     return found

@@ -14,6 +14,7 @@ from edgekiln.jobs import Job, State, follow
 from edgekiln.report import JsonReporter, Reporter, table
 
 if TYPE_CHECKING:
+    from edgekiln.build import Settings
     from edgekiln.recipe import Recipe
 
 _LOOK_SECONDS = 0.2
@@ -22,19 +23,21 @@ _COLUMNS = ("job", "", "for", "what", "now")
 
 
 def detach(
-    reporter: Reporter, words: Sequence[str], what: Recipe, *, dry_run: bool, executor: str
+    reporter: Reporter, words: Sequence[str], what: Recipe, how: Settings, *, dry_run: bool
 ) -> None:
     """Start a build as a job, and say how to look at it; `words` are the command line's.
 
     What can be refused at once is refused here, where somebody looks.
     """
     from edgekiln.backends import load_backend
+    from edgekiln.build import check_places
     from edgekiln.executors.choose import check_executor
     from edgekiln.jobs.launch import start
 
     if dry_run:
         raise UsageError("--detach and --dry-run contradict each other", remedy="give one of them")
-    check_executor(executor)
+    check_executor(how.executor)
+    check_places(how.on)
     what.parsed(load_backend(what.backend))
     given = words[words.index("build") :]
     job = start([word for word in given if word not in _OF_THE_TERMINAL])

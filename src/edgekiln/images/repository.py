@@ -11,6 +11,7 @@ import binascii
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,8 +27,17 @@ if TYPE_CHECKING:
     from requests import Response
 
 T = TypeVar("T")
+_NAME = re.compile(r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*")
 PAUSES = (0.5, 2.0, 5.0, 10.0, 30.0)  # seconds before each further try of one file
 _TIMEOUT = (10.0, 60.0)  # seconds to connect; seconds without a byte
+
+
+class UnreachedError(PassingError):
+    """Nobody answers there: no such name, no such port, no way to it. Maybe in a moment."""
+
+    def __init__(self, host: str, why: str) -> None:
+        super().__init__(why)
+        self.host = host
 
 
 class Repository:
@@ -42,7 +52,9 @@ class Repository:
 
         scheme, _, rest = text.rpartition("://")
         found = parse_reference(rest.strip("/"))
-        if not rest.strip("/") or scheme not in ("", "https", "http") or found.tag or found.digest:
+        named = "/" in rest.strip("/") and _NAME.fullmatch(found.repository)
+        plain = scheme in ("", "https", "http") and not (found.tag or found.digest)
+        if not (named and plain and _is_host(found.host)):
             remedy = "give it as registry.example/me/edgekiln"
             raise UsageError(f"{text!r} is no repository of a registry", remedy=remedy)
         scheme = scheme or found.address.partition("://")[0]
@@ -88,6 +100,8 @@ class Repository:
                 remedy="name your certificate bundle by REQUESTS_CA_BUNDLE",
             ) from error
         except requests.RequestException as error:
+            if _unreached(error):
+                raise UnreachedError(urlsplit(address).netloc, cause(error)) from error
             raise PassingError(cause(error)) from error
 
     def _log_in(self, challenge: str) -> None:
@@ -192,6 +206,24 @@ class Repository:
         self._expect(self.ask("PUT", address, data=body, headers={"Content-Type": MANIFEST}), 201)
 
 
+def _is_host(host: str) -> bool:
+    """Whether a registry may be called so: a name, and a port if there is one."""
+    parts = urlsplit(f"//{host}")
+    try:
+        port = parts.port
+    except ValueError:  # no number, or none that a port has
+        return False
+    return bool(parts.hostname) and port != 0 and not re.search(r"[\s@]", host)
+
+
+def _unreached(error: Exception) -> bool:
+    """Whether a failure of requests was there before a connection was."""
+    from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+
+    reason = getattr(error.args[0], "reason", None) if error.args else None
+    return isinstance(reason, (NewConnectionError, ConnectTimeoutError))
+
+
 def part_of(target: Path) -> Path:
     """Where a file lies that has not arrived as a whole."""
     return target.with_name(f"{target.name}.part")
@@ -213,6 +245,13 @@ def again(
             now = moved()
             tries, at = (0 if now != at else tries), now
             if tries == len(PAUSES):
+                if isinstance(failure, UnreachedError):
+                    raise FetchError(
+                        f"{failure.host} cannot be reached",
+                        why=str(failure),
+                        remedy="look at the registry's name and port, and at the proxy; run it "
+                        "again: what has arrived is kept",
+                    ) from failure
                 raise FetchError(
                     f"{what} was cut off too often",
                     why=str(failure),

@@ -116,7 +116,7 @@ def _read(name: str, data: Any, path: Path) -> Host:
     try:
         host = read(Host, {**data, "name": name} if isinstance(data, dict) else data, where=where)
     except KilnError as error:
-        raise UsageError(error.what, why=error.why, remedy=error.remedy) from error
+        raise UsageError(error.what, why=error.why, remedy=error.remedy or _FORM) from error
     return _checked(host, where)
 
 
@@ -143,6 +143,7 @@ def _check_address(host: Host, where: str) -> None:
     scheme = urlsplit(host.address).scheme if "://" in host.address else "ssh"
     try:
         whole = scheme == "ssh" and host.machine and (host.port is None or host.port > 0)
+        whole = whole and not host.parts.path.strip("/")  # a folder there would mean nothing
     except ValueError:  # a port that is no number
         whole = False
     if not whole:
@@ -167,9 +168,11 @@ def find(place: str) -> Host | None:
     hosts = load()
     if place not in hosts:
         remedy = nearest(place, (LOCAL, *hosts))
-        if remedy.startswith("one of"):
+        if "@" in place:
+            remedy = f"did you mean ssh://{place}?"
+        elif remedy.startswith("one of"):
             remedy = f"give ssh://USER@HOST:PORT, {LOCAL}, or a name of {file()}"
-        raise UsageError(f"there is no machine {place}", remedy=remedy)
+        raise UsageError(f"there is no machine {place or repr(place)}", remedy=remedy)
     return hosts[place]
 
 

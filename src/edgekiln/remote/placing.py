@@ -38,6 +38,12 @@ def places(pipeline: Pipeline, wanted: Sequence[str]) -> dict[str, Host]:
     return found
 
 
+def check(wanted: Sequence[str]) -> None:
+    """Raise UsageError for what no build's stages could make right: a form, a place."""
+    for text in wanted:
+        find(_pair(text)[1])
+
+
 def _pair(text: str) -> tuple[str, str]:
     pattern, joined, place = text.partition("=")
     if not (pattern and joined and place):

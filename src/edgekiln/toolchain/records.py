@@ -75,6 +75,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple:
         return _items(get_args(hint)[0], value, where)
     if origin in (Mapping, dict):
+        if not isinstance(value, Mapping):
+            raise ToolchainError(f"{where} is {value!r}", remedy="give `{NAME: VALUE, …}`")
         return {str(k): _value(get_args(hint)[1], v, f"{where}.{k}") for k, v in value.items()}
     if dataclasses.is_dataclass(hint):
         return read(hint, value, where=where)  # type: ignore[arg-type]
