@@ -150,8 +150,12 @@ def test_a_profile_of_ones_own_is_settled_and_taken_back(
 ) -> None:
     monkeypatch.delenv("EDGEKILN_HOME", raising=False)
     path = tmp_path / "ours.yaml"
-    path.write_text(f"ours: {{summary: our cluster, data: [{tmp_path}]}}\n")
+    hub = "https://me:my-password@mirror.example.org"
+    path.write_text(f"ours: {{summary: our cluster, data: [{tmp_path}], hub: '{hub}'}}\n")
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
     settled = profiles.settle(str(path))
+    assert os.environ["HF_ENDPOINT"] == hub
+    assert "HF_ENDPOINT=https://mirror.example.org" in settled.told()
     assert os.environ["EDGEKILN_HOME"] == f"{tmp_path}/edgekiln"
     assert f"EDGEKILN_HOME={tmp_path}/edgekiln" in settled.told()
     assert profiles.settle("machine").profile is MACHINE

@@ -79,12 +79,17 @@ class Settled:
     profile: Profile
     variables: Mapping[str, str]
 
+    def shown(self) -> dict[str, str]:
+        """What it set, as it may be shown: without a password in an address."""
+        from edgekiln import transfer
+
+        return {key: transfer.shown(to) for key, to in self.variables.items() if key != MARK}
+
     def told(self) -> str:
         """One line that says so; "" where nothing was set."""
         if not self.variables:
             return ""
-        shown = {key: value for key, value in self.variables.items() if key != MARK}
-        said = ", ".join(f"{key}={value}" for key, value in shown.items())
+        said = ", ".join(f"{key}={value}" for key, value in self.shown().items())
         return f"profile {self.profile.name} ({self.profile.summary}): {said}"
 
 

@@ -57,9 +57,7 @@ def machine() -> Iterator[Row]:
     told = profiles.settled()
     text = f"{profile.name}: {profile.summary}"
     yield Row(name="profile", value=profile.name, text=text)
-    for key, value in told.variables.items():
-        if key == profiles.MARK:
-            continue
+    for key, value in told.shown().items():
         yield Row(name="set by it", value={key: value}, text=f"{key}={value}")
     if profile.survives:
         yield Row(name="after a stop", value=profile.survives, text=profile.survives)
