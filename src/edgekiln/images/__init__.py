@@ -52,6 +52,11 @@ def tag(toolchain: Toolchain) -> str:
     return f"edgekiln/{toolchain.name}:{toolchain.installed[:12]}-{how[:8]}"
 
 
+def file_name(toolchain: Toolchain) -> str:
+    """The tag as files are called by it: edgekiln-NAME-…-…"""
+    return tag(toolchain).replace("/", "-").replace(":", "-")
+
+
 def recipe_digest(toolchain: Toolchain) -> str:
     """sha256 (hex) of the files of images/ that the toolchain's image is made by."""
     how = hashlib.sha256()
@@ -84,7 +89,7 @@ def build(
     from edgekiln.locking import held
 
     name = tag(toolchain)
-    lock = home() / "locks" / f"{name.replace('/', '-').replace(':', '-')}.lock"
+    lock = home() / "locks" / f"{file_name(toolchain)}.lock"
     with held(lock, lambda: progress.note(f"waiting: another edgekiln is building {name}")):
         if fresh or not (exists(engine, toolchain) or loaded(engine, toolchain, progress)):
             try:

@@ -51,7 +51,7 @@ def export_name(toolchain: Toolchain) -> str:
     """How an export is called where many lie: by the image's tag, so by all that is in it."""
     from edgekiln import images
 
-    return f"{images.tag(toolchain).replace('/', '-').replace(':', '-')}.image"
+    return f"{images.file_name(toolchain)}.image"
 
 
 def folder() -> Path:

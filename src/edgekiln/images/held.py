@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING
 
 from edgekiln.errors import DigestError
 from edgekiln.images import content, recipe_digest
-from edgekiln.images.layout import Image, Layout
+from edgekiln.images.layout import OPAQUE, WHITEOUT, Image, Layout
 
 if TYPE_CHECKING:
     from edgekiln.progress import Progress
     from edgekiln.toolchain import Toolchain
-
-_WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
 
 
 def hold(source: Layout, image: Image, toolchain: Toolchain, progress: Progress) -> None:
@@ -61,11 +59,11 @@ def _over(found: dict[str, content.Entry], layer: content.Listing) -> None:
     """Lay a layer's names over those of the layers below it."""
     for name in layer:
         folder, _, last = name.rpartition("/")
-        if last.startswith(_WHITEOUT):
-            gone = folder if last == _OPAQUE else f"{folder}/{last.removeprefix(_WHITEOUT)}"
+        if last.startswith(WHITEOUT):
+            gone = folder if last == OPAQUE else f"{folder}/{last.removeprefix(WHITEOUT)}"
             gone = gone.strip("/")
             for below in [n for n in found if n.startswith(f"{gone}/")]:
                 del found[below]
-            if last != _OPAQUE:
+            if last != OPAQUE:
                 found.pop(gone, None)
-    found.update({n: e for n, e in layer.items() if not n.rpartition("/")[2].startswith(_WHITEOUT)})
+    found.update({n: e for n, e in layer.items() if not n.rpartition("/")[2].startswith(WHITEOUT)})

@@ -31,6 +31,8 @@ REF_NAME = "org.opencontainers.image.ref.name"
 UNPACKED = "io.edgekiln.layer.unpacked"
 INDEXES = (INDEX, "application/vnd.docker.distribution.manifest.list.v2+json")
 MANIFESTS = (MANIFEST, "application/vnd.docker.distribution.manifest.v2+json")
+# Names in a layer: .wh.NAME takes NAME of lower layers away, the other all that its folder had.
+WHITEOUT, OPAQUE = ".wh.", ".wh..wh..opq"
 CHUNK = 1 << 20
 _SMALL = 16 << 20  # no manifest and no configuration is larger
 

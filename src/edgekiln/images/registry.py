@@ -49,7 +49,7 @@ def tag_of(toolchain: Toolchain) -> str:
     """The tag that a toolchain's image has in a registry."""
     from edgekiln import images
 
-    return images.tag(toolchain).rpartition("/")[2].replace(":", "-")
+    return images.file_name(toolchain).removeprefix("edgekiln-")
 
 
 def pull(toolchain: Toolchain, place: str, progress: Progress) -> Layout:

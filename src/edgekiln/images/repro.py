@@ -135,8 +135,7 @@ def tell(changes: Sequence[Difference], reporter: Reporter) -> None:
 
 def listing_name(toolchain: Toolchain, digest: str) -> str:
     """What the file is called that lists an image of this content."""
-    stem = images.tag(toolchain).replace("/", "-").replace(":", "-")
-    return f"{stem}-{digest[:12]}.list.zst"
+    return f"{images.file_name(toolchain)}-{digest[:12]}.list.zst"
 
 
 def listing_file(toolchain: Toolchain, digest: str) -> Path | None:

@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING
 
 from edgekiln.errors import DiskError, ImageError
 from edgekiln.home import home
-from edgekiln.images.layout import Image, Layout
+from edgekiln.images.layout import OPAQUE, WHITEOUT, Image, Layout
 from edgekiln.rootfs.inside import Inside
 from edgekiln.store import disk_error
 
@@ -29,15 +29,13 @@ if TYPE_CHECKING:
 
 _ROOT = "root"
 _STATE = "unpacked.json"
-_WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
 
 
 def rootfs_path(toolchain: Toolchain) -> Path:
     """Where a toolchain's image is unpacked; `root` below it is its root folder."""
     from edgekiln import images
 
-    name = images.tag(toolchain).rpartition("/")[2].replace(":", "-")
-    return home() / "rootfs" / name
+    return home() / "rootfs" / images.file_name(toolchain).removeprefix("edgekiln-")
 
 
 def is_ready(toolchain: Toolchain) -> bool:
@@ -203,10 +201,10 @@ class _Layer:
         place = self.inside.place(info.name)
         if place is None:
             return
-        if place.name == _OPAQUE:
+        if place.name == OPAQUE:
             return self._clear(place.parent)
-        if place.name.startswith(_WHITEOUT):
-            return self.inside.remove(place.with_name(place.name.removeprefix(_WHITEOUT)))
+        if place.name.startswith(WHITEOUT):
+            return self.inside.remove(place.with_name(place.name.removeprefix(WHITEOUT)))
         self.own.add(str(place))
         if info.ischr() or info.isblk():
             return
