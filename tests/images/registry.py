@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 _PATIENCE = 20.0  # seconds
+PIECE = 1 << 14  # bytes that a line takes at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +192,7 @@ def _forward(source: socket.socket, sink: socket.socket, line: Line, back: bool)
     """Bytes of one direction. A cut is for the first connection that has carried so many."""
     carried = 0
     try:
-        while data := source.recv(1 << 14):
+        while data := source.recv(PIECE):
             carried += len(data)
             with line.guard:
                 line.received += len(data) if back else 0
