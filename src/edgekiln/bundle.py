@@ -66,6 +66,30 @@ def find_bundle(place: Path, build_key: str, index: FileIndex) -> Bundle | None:
     return Bundle(path=place, manifest=manifest)
 
 
+def finished_manifest(bundle: Path) -> Mapping[str, Any]:
+    """A finished bundle's manifest. Raises UsageError for a folder that is none."""
+    try:
+        manifest = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
+        if manifest.get("unfinished"):
+            raise UsageError(
+                f"{bundle} is not finished",
+                why="the build that wrote it was stopped",
+                remedy="repeat the build",
+            )
+        told = [manifest["model"]["name"], manifest["backend"]]
+        told += [file["sha256"] for file in manifest["files"].values()]
+        if not all(isinstance(word, str) and word for word in told):
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"{bundle} is no bundle of edgekiln's",
+            why=f"it has no {MANIFEST} that can be read",
+            remedy="give the folder that `kiln build` names at its end",
+        ) from error
+    found: Mapping[str, Any] = manifest
+    return found
+
+
 def write_bundle(
     place: Path,
     files: Mapping[str, Path],

@@ -6,15 +6,13 @@ whoever renders it: no markup of theirs, no links, no pictures that would be fet
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgekiln import units
-from edgekiln.bundle import MANIFEST
-from edgekiln.errors import UsageError
+from edgekiln.bundle import finished_manifest
 from edgekiln.store import disk_error
 
 # GitHub drops a step's summary above 1 MiB, without a word on the page.
@@ -26,7 +24,7 @@ _OFF: tuple[object, ...] = (None, False, "")
 
 def page(place: Path) -> str:
     """The page of the bundle in a folder. Raises UsageError where no bundle is."""
-    manifest = _manifest(place)
+    manifest = finished_manifest(place)
     blocks = [
         f"### {_plain(_of(manifest, 'model').get('name', place.name))}"
         f" for {_plain(manifest['backend'])}",
@@ -47,20 +45,6 @@ def append(text: str, to: Path) -> None:
             file.write(text + "\n")
     except OSError as error:
         raise disk_error(error, to) from error
-
-
-def _manifest(place: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{place} is no bundle",
-            why=f"no {MANIFEST} that can be read is in it",
-            remedy="give the folder that `kiln build` names at its end",
-        ) from error
-    if not isinstance(found, dict) or "backend" not in found or not _of(found, "files"):
-        raise UsageError(f"{place} holds no finished bundle", remedy="build it again")
-    return found
 
 
 def _of(holder: Mapping[str, Any], name: str) -> Mapping[str, Any]:

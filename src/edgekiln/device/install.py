@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from edgekiln import units, yamls
 from edgekiln.artifacts.apk import PAGE_16K, Package, read_package
-from edgekiln.bundle import MANIFEST
+from edgekiln.bundle import MANIFEST, finished_manifest
 from edgekiln.device.adb import Phone
-from edgekiln.device.payload import Item, Payload, finished_manifest, refuse_changed
+from edgekiln.device.payload import Item, Payload, refuse_changed
 from edgekiln.device.push import Pushed, free_space, push
 from edgekiln.errors import ArtifactError, DeviceError, DiskError, UsageError
 
