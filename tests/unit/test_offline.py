@@ -12,8 +12,10 @@ import pytest
 from edgekiln import offline
 from edgekiln.errors import DigestError, FetchError, UsageError
 from edgekiln.fetch import fetch
-from edgekiln.kits import ownpackages
+from edgekiln.images import exports
+from edgekiln.kits import absent, ownpackages
 from edgekiln.progress import Silent
+from edgekiln.toolchain import load_toolchain
 from edgekiln.toolchain.debs import file_name, find_debs, names_of
 from edgekiln.toolchain.lock import Deb
 from edgekiln.toolchain.places import answering
@@ -111,6 +113,20 @@ def test_a_file_is_named_with_digest_and_place_and_nobody_is_asked(
     (tmp_path / "near/tool.zip").write_bytes(BODY)
     got = fetch([place, str(tmp_path / "near")], tmp_path / "tool.zip", pin=Pin(sha256=sha256))
     assert got.path.read_bytes() == BODY and site.asked == []
+
+
+def test_an_export_at_hand_is_no_prefix(
+    tmp_path: Path, alone: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEKILN_HOME", str(tmp_path))
+    toolchain = load_toolchain("tvm")
+    export = exports.folder() / exports.export_name(toolchain)
+    export.mkdir(parents=True)
+    (export / "index.json").write_text("{}")
+    assert exports.find(toolchain)
+    with pytest.raises(FetchError) as caught:
+        absent.refuse([toolchain], None)
+    assert toolchain.lock.uv.file in caught.value.why
 
 
 @pytest.mark.parametrize("told", ["1", "true", "Yes", "on"])

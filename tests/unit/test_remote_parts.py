@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import io
 import json
 import os
+import socket
 import sys
 import tarfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import paramiko
 import pytest
 
 from edgekiln.errors import DigestError, OutOfMemoryError, RemoteError, UsageError
@@ -283,6 +287,51 @@ def test_a_new_hosts_key_gets_a_line_of_its_own(
     known.write_text(known.read_text().rstrip())
     link._add("[big]:22 ssh-ed25519 BBBB")
     assert known.read_text() == "[gpu]:22 ssh-ed25519 AAAA\n[big]:22 ssh-ed25519 BBBB\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "No such file"), ("ssh-ed25519 AAAA me", "public half")]
+)
+def test_a_key_that_is_none_is_named(tmp_path: Path, content: str | None, said: str) -> None:
+    path = tmp_path / "id"
+    if content:
+        path.write_text(content)
+    with pytest.raises(RemoteError) as caught:
+        link.Link(hosts.Host(address="ssh://gpu", name="gpu", key=str(path))).run("true")
+    assert str(path) in caught.value.what
+    assert said in caught.value.why
+
+
+@pytest.fixture
+def locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[hosts.Host]:
+    """A machine that lets nobody in, for a user without a key."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    key = paramiko.ECDSAKey.generate()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+                transport = paramiko.Transport(server.accept()[0])
+                transport.add_server_key(key)
+                transport.start_server(server=paramiko.ServerInterface())
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield hosts.Host(address=f"ssh://me@127.0.0.1:{server.getsockname()[1]}", name="gpu")
+
+
+def test_who_has_no_key_is_not_told_of_an_unreachable_machine(locked: hosts.Host) -> None:
+    with pytest.raises(RemoteError, match="does not let me in") as caught:
+        link.Link(locked, accept_new=True).run("true")
+    assert "no key" in caught.value.why
+
+
+def test_a_changed_key_is_told_with_the_line_that_forgets_the_old(locked: hosts.Host) -> None:
+    old = paramiko.ECDSAKey.generate()
+    link._add(f"[127.0.0.1]:{locked.port} {old.get_name()} {old.get_base64()}")
+    with pytest.raises(RemoteError, match="another key") as caught:
+        link.Link(locked, accept_new=True).run("true")
+    assert f"ssh-keygen -R '[127.0.0.1]:{locked.port}'" in caught.value.remedy
 
 
 def test_an_empty_file_needs_no_sending(blobs: Blobs) -> None:

@@ -63,7 +63,7 @@ def refuse(toolchains: Iterable[Toolchain], engine: Engine | None, *, kits: bool
 
 def _lacking(toolchain: Toolchain, engine: Engine | None, *, kits: bool) -> Iterator[Needed]:
     done = all(map(is_ready, toolchain.kits))
-    for row in shown.needed(toolchain, engine):
+    for row in shown.needed(toolchain, engine, prefix=engine is None):
         if row.where or (engine is None and row.kind in _NOT_IN_PREFIXES):
             continue
         if not (row.kind.startswith("kit ") and (done or not kits)):

@@ -38,12 +38,13 @@ class Needed:
     where: str
 
 
-def needed(toolchain: Toolchain, engine: Engine | None) -> list[Needed]:
+def needed(toolchain: Toolchain, engine: Engine | None, *, prefix: bool = False) -> list[Needed]:
     """Base, packages, uv, wheels and the parts of kits, in the order they are fetched.
 
-    An image that is built, or lies in the vendor folder, needs none of the first four.
+    An image that is built, or lies in the vendor folder, needs none of the first four; a native
+    `prefix` is filled from no image.
     """
-    done = _image(toolchain, engine)
+    done = "" if prefix else _image(toolchain, engine)
     pip = pip_settings()
     wheels = (toolchain.lock.uv, *toolchain.lock.wheels)
     local = find_local(wheels, pip)

@@ -128,20 +128,20 @@ class Link:
         except KilnError:
             raise
         except paramiko.BadHostKeyException as error:
-            raise _changed(self.host, error) from error
+            port = connection.port if error.hostname == connection.host else None
+            raise _changed(self.host, error, port) from error
         except paramiko.AuthenticationException as error:
-            raise RemoteError(
-                f"{self.host.name} does not let {connection.user} in",
-                why=str(error) or "the key was refused",
-                remedy="see that `ssh` gets in; name the key in hosts.yaml (key:), or the "
-                "variable that holds the password (password_from:)",
-            ) from error
+            why = str(error) or "the key was refused"
+            raise _not_let_in(self.host, connection.user, why) from error
         except socket.gaierror as error:
             why = error.strerror or str(error)
             raise RemoteError(
                 f"{self.host.name} cannot be found", why=why, remedy="look at its address"
             ) from error
         except (OSError, EOFError, paramiko.SSHException) as error:
+            if "No authentication methods" in str(error):
+                why = "there is no key for it here, and none in an agent"
+                raise _not_let_in(self.host, connection.user, why) from error
             raise Cut(_brief(error)) from error
         connection.client.get_transport().set_keepalive(15)
         return connection
@@ -150,7 +150,7 @@ class Link:
 def _credentials(host: Host) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if host.key:
-        found["key_filename"] = str(Path(host.key).expanduser())
+        found["key_filename"] = str(_key_file(host))
     if host.password_from:
         password = os.environ.get(host.password_from)
         if not password:
@@ -161,6 +161,34 @@ def _credentials(host: Host) -> dict[str, Any]:
             )
         found["password"] = password
     return found
+
+
+def _key_file(host: Host) -> Path:
+    """The private key that hosts.yaml names. Raises RemoteError for a file that is none."""
+    path = Path(host.key).expanduser()
+    try:
+        with path.open("rb") as file:
+            begins = file.read(80)
+    except OSError as error:
+        why = error.strerror or str(error)
+    else:
+        if b"PRIVATE KEY-----" in begins:
+            return path
+        why = "it is no private key as OpenSSH writes them; a .pub is the public half"
+    raise RemoteError(
+        f"the key of {host.name}, {path}, cannot be used",
+        why=why,
+        remedy="name the private key's file in hosts.yaml (key:), or leave key: out",
+    )
+
+
+def _not_let_in(host: Host, user: str, why: str) -> RemoteError:
+    return RemoteError(
+        f"{host.name} does not let {user} in",
+        why=why,
+        remedy="see that `ssh` gets in (`ssh-add` opens a locked key); name the key in hosts.yaml "
+        "(key:), or the variable that holds the password (password_from:)",
+    )
 
 
 def _know_hosts(client: Any, accept_new: bool) -> None:
@@ -205,11 +233,13 @@ def fingerprint(key: Any) -> str:
     return "SHA256:" + b64encode(digest).decode().rstrip("=")
 
 
-def _changed(host: Host, error: Any) -> RemoteError:
+def _changed(host: Host, error: Any, port: int | None) -> RemoteError:
+    """The error for another key than the known one, which lies under [NAME]:PORT but for 22."""
+    name = f"[{error.hostname}]:{port}" if port not in (None, 22) else error.hostname
     return RemoteError(
         f"{host.name} shows another key than the one that is known",
         why=f"it shows {error.key.get_name()} {fingerprint(error.key)}; somebody may be in between",
-        remedy=f"if its owner says the key is new: ssh-keygen -R '{error.hostname}', then "
+        remedy=f"if its owner says the key is new: ssh-keygen -R '{name}', then "
         "`kiln hosts check NAME --accept-new`",
     )
 
