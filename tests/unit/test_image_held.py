@@ -19,7 +19,7 @@ from edgekiln.rootfs import unpack
 from edgekiln.toolchain import Toolchain, load_toolchain
 from edgekiln.toolchain.lock import ImageDigests
 from tests.unit import imagekit
-from tests.unit.imagekit import Member, folder, symlink
+from tests.unit.imagekit import Member, folder, hardlink, symlink
 
 BASE = "a base of the test"
 BELOW = [
@@ -85,6 +85,18 @@ def test_an_opaque_folder_is_read_as_one(tmp_path: Path) -> None:
     above = [folder("opt"), Member(name="opt/.wh..wh..opq"), Member(name="opt/two")]
     source = export(tmp_path / "image", [BELOW, above])
     assert set(held.listing(source, source.image(), Silent())) == {"opt", "opt/two"}
+
+
+def test_a_layer_that_begins_anew_takes_all_below_it_away(tmp_path: Path) -> None:
+    source = export(tmp_path / "image", [BELOW, [Member(name=".wh..wh..opq"), Member(name="two")]])
+    assert set(held.listing(source, source.image(), Silent())) == {"two"}
+
+
+def test_a_link_out_of_its_layer_is_damage(tmp_path: Path) -> None:
+    source = export(tmp_path / "image", [BELOW, [hardlink("opt/same", "opt/one")]])
+    with pytest.raises(DigestError, match="is damaged") as caught:
+        held.listing(source, source.image(), Silent())
+    assert "opt/same is a link to opt/one" in caught.value.why
 
 
 def test_the_content_that_is_recorded_is_taken(tmp_path: Path, toolchain: Toolchain) -> None:

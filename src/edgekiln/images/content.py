@@ -62,7 +62,10 @@ Listing = Mapping[str, Entry]
 
 
 def of_tar(stream: IO[bytes]) -> dict[str, Entry]:
-    """The listing of a root file system that comes as a tar, read once from front to end."""
+    """The listing of a root file system that comes as a tar, read once from front to end.
+
+    Raises TarError for a tar that is none, and for a hard link to what is not in it.
+    """
     found: dict[str, Entry] = {}
     with tarfile.open(fileobj=stream, mode="r|") as archive:
         for member in archive:
@@ -70,7 +73,9 @@ def of_tar(stream: IO[bytes]) -> dict[str, Entry]:
             if not _counts(name):
                 continue
             if member.islnk():
-                found[name] = found[_plain(member.linkname)]
+                if (target := _plain(member.linkname)) not in found:
+                    raise tarfile.ReadError(f"{name} is a link to {target}, which is not before it")
+                found[name] = found[target]
                 continue
             found[name] = Entry(
                 kind=_KINDS.get(member.type, "other"),

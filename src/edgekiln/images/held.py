@@ -62,7 +62,7 @@ def _over(found: dict[str, content.Entry], layer: content.Listing) -> None:
         if last.startswith(WHITEOUT):
             gone = folder if last == OPAQUE else f"{folder}/{last.removeprefix(WHITEOUT)}"
             gone = gone.strip("/")
-            for below in [n for n in found if n.startswith(f"{gone}/")]:
+            for below in [n for n in found if not gone or n.startswith(f"{gone}/")]:
                 del found[below]
             if last != OPAQUE:
                 found.pop(gone, None)
