@@ -303,3 +303,11 @@ def test_nobody_listening_is_told(toolchain: Toolchain) -> None:
     with pytest.raises(FetchError, match="cannot be reached") as caught:
         pull(toolchain, f"http://127.0.0.1:{real.free_port()}/me/edgekiln")
     assert "name and port" in caught.value.remedy
+
+
+def test_a_registry_without_https_is_told_as_that(
+    toolchain: Toolchain, running: real.Registry
+) -> None:
+    with pytest.raises(FetchError) as caught:
+        pull(toolchain, f"https://{running.place.rpartition('://')[2]}")
+    assert "no HTTPS" in caught.value.why

@@ -140,6 +140,8 @@ def test_help_of_a_backend_there_is_not() -> None:
         (["hosts", "check", "local"], 2, "local is this machine"),
         (["images", "export", "mnn", "--to", "a", "-o", "b"], 2, "give one of them"),
         (["images", "push", "mnn"], 2, "which registry?"),
+        (["toolchains", "fetch", "mnn", "--to", "v", "--python", "2.7"], 2, "--python 2.7"),
+        (["toolchains", "fetch", "mnn", "--to", "v", "--model", "./no"], 2, "of your own"),
         (["images", "pull", "mnn", "--from", "127.0.0.1:99999/x"], 2, "no repository"),
         (["build", "--backend", "mnn", "--model", ""], 2, "--model is empty"),
         (["build", "--backend", "mnn", "--out="], 2, "--out is empty"),

@@ -230,6 +230,15 @@ def test_a_build_told_again_reads_as_it_did_the_first_time(tmp_path: Path) -> No
     assert [text.getvalue() for text in again] == [text.getvalue() for text in first]
 
 
+def test_damaged_lines_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(
+        b'\xff\n[]\n{"event": 3}\n'
+        + lines_of({"event": "error"}, {"event": "result"}, {"event": "note", "text": "whole"})
+    )
+    assert [event.get("text") for event in follow.events(path)] == ["whole"]
+
+
 def test_where_a_job_is_by_what_it_told(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     begun = [

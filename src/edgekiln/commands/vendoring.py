@@ -20,10 +20,13 @@ def toolchains_fetch(names: str, *, to: Path, image: bool, model: str, pythons: 
 
     `pythons` are the versions that edgekiln runs on there, with commas; "" is this one's.
     """
-    from edgekiln.kits import licences, vendormodel
+    from edgekiln.kits import licences, ownpackages, vendormodel
     from edgekiln.toolchain import load_toolchain
 
     toolchains = [load_toolchain(name) for name in toolchain_names(names)]
+    ownpackages.check(words_of(pythons))
+    if model:
+        vendormodel.refuse_own(model)
     licences.settle_for([kit for toolchain in toolchains for kit in toolchain.kits])
     folder = to.expanduser().absolute()
     for toolchain in toolchains:

@@ -94,6 +94,12 @@ class Repository:
         try:
             return requests.request(method, address, headers=headers, **keys)
         except requests.exceptions.SSLError as error:
+            if "WRONG_VERSION_NUMBER" in str(error):
+                raise FetchError(
+                    f"{self.name} could not be reached",
+                    why="what answers there speaks no HTTPS",
+                    remedy="look at the port; http:// before the name is for plain HTTP",
+                ) from error
             raise FetchError(
                 f"{self.name} could not be reached",
                 why=f"its certificate is not trusted: {cause(error)}",

@@ -15,6 +15,7 @@ from edgekiln.report import BarReporter, JsonReporter, Reporter, amount
 
 Event = Mapping[str, Any]
 _LOOK_SECONDS = 0.2
+_NEEDS = {"error": {"what", "kind", "exit_code"}, "result": {"name"}}
 _FIGURES = ("seconds", "peak_memory", "size", "log")
 
 
@@ -33,12 +34,13 @@ def events(path: Path, goes_on: Callable[[], bool] = lambda: False) -> Iterator[
 
 
 def _event(line: bytes) -> Event | None:
-    """An event out of a line; None for one that a killed process left in its middle."""
+    """An event out of a line; None for one that is damaged, or that a killed process left half."""
     try:
         found = json.loads(line)
     except ValueError:
         return None
-    return found if isinstance(found, dict) and "event" in found else None
+    whole = isinstance(found, dict) and isinstance(found.get("event"), str)
+    return found if whole and _NEEDS.get(found["event"], set()) <= found.keys() else None
 
 
 def told(job: Job, *, follow: bool = False) -> Iterator[Event]:

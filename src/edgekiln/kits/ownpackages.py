@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -54,6 +54,12 @@ def bring(folder: Path, pythons: Sequence[str], progress: Progress) -> list[Path
             if path := _there(each, folder, python):
                 found[path] = None
     return list(found)
+
+
+def check(pythons: Iterable[str]) -> None:
+    """Raise UsageError for a Python that edgekiln does not run on."""
+    for python in pythons:
+        _environment(python)
 
 
 def pinned(environment: dict[str, str] | None) -> Iterator[Pinned]:

@@ -18,14 +18,22 @@ from edgekiln.progress import Progress
 from edgekiln.toolchain.wheels import put
 
 
+def refuse_own(ref: str) -> None:
+    """Raise UsageError for a folder of the user's own, or a path to one."""
+    if ref in example_names():
+        return
+    path = Path(ref).expanduser()
+    if path.is_dir() or path.is_absolute() or ref.startswith("."):
+        remedy = "copy it yourself, and name the copy by --model there"
+        raise UsageError(f"--model {ref} is a folder of your own, or to be one", remedy=remedy)
+
+
 def fill(ref: str, folder: Path, progress: Progress) -> list[Path]:
     """Fetch the model if need be and put it into the folder; what is there stays.
 
     Raises UsageError for a folder of the user's own, and as `resolve` does.
     """
-    if Path(ref).expanduser().is_dir() and ref not in example_names():
-        remedy = "copy it yourself, and name the copy by --model there"
-        raise UsageError(f"--model {ref} is a folder of your own", remedy=remedy)
+    refuse_own(ref)
     model = resolve(ref, progress=progress)
     kind, _, rest = model.source.partition(":")
     if kind == "example":
