@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import secrets
+import shlex
 import shutil
 import tarfile
 from collections.abc import Iterator
@@ -213,6 +215,26 @@ def test_an_image_that_is_not_there_is_told(
     with pytest.raises(EngineError), exports.streamed(engine, "edgekiln/none:none"):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_no_second_interrupt_reaches_the_removal_of_an_exports_container(
+    engine: Engine, toolchain: Toolchain, exported: Path, tmp_path: Path
+) -> None:
+    seen = tmp_path / "session"
+    wrapper = tmp_path / "engine"
+    own = " ".join(map(shlex.quote, engine.cli))
+    wrapper.write_text(
+        f'#!/bin/sh\n[ "$1" = rm ] && cut -d" " -f6 /proc/$$/stat > {seen}\nexec {own} "$@"\n'
+    )
+    wrapper.chmod(0o755)
+    watched = dataclasses.replace(engine)
+    vars(watched)["cli"] = (str(wrapper),)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        exports.streamed(watched, images.tag(toolchain)),
+    ):
+        raise KeyboardInterrupt
+    assert int(seen.read_text()) != os.getsid(0)
 
 
 def test_an_engine_that_refuses_says_why(

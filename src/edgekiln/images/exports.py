@@ -161,10 +161,19 @@ def streamed(engine: Engine, name: str) -> Iterator[IO[bytes]]:
         raise EngineError(f"{name} could not be exported", why=str(error)) from error
     finally:
         process.kill()
+        # In a session of its own: a second Ctrl-C, while this waits, does not leave the container.
+        removal = subprocess.Popen(
+            [*engine.cli, "rm", "--force", container],
+            env=env,
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         process.wait()
         process.stdout.close()
         process.stderr.close()
-        call([*engine.cli, "rm", "--force", container], env=env)
+        removal.wait()
 
 
 def _write(
