@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from edgekiln import offline
-from edgekiln.errors import DigestError, FetchError, UsageError
+from edgekiln.errors import DigestError, FetchError, KilnError, UsageError
 from edgekiln.fetch import fetch
 from edgekiln.images import exports
-from edgekiln.kits import absent, ownpackages
+from edgekiln.kits import absent, ownpackages, vendordebs
 from edgekiln.progress import Silent
 from edgekiln.toolchain import load_toolchain
 from edgekiln.toolchain.debs import file_name, find_debs, names_of
@@ -49,7 +49,7 @@ def test_a_package_is_found_as_apt_or_as_an_archive_names_it(tmp_path: Path, nam
     assert name in names_of(DEB)
     (tmp_path / name).write_bytes(BODY)
     found = find_debs([DEB], [tmp_path])
-    assert found.here == {"bsdutils": tmp_path / name} and not found.wrong
+    assert found.here == {DEB: tmp_path / name} and not found.wrong
     assert file_name(DEB, tmp_path / name) == AS_APT
 
 
@@ -60,7 +60,7 @@ def test_other_bytes_are_passed_over_while_the_next_folder_has_the_right_ones(
     for folder, body in ((bad, BODY + b"?"), (good, BODY)):
         folder.mkdir()
         (folder / AS_APT).write_bytes(body)
-    assert find_debs([DEB], [bad, good]).here == {"bsdutils": good / AS_APT}
+    assert find_debs([DEB], [bad, good]).here == {DEB: good / AS_APT}
     found = find_debs([DEB], [bad])
     with pytest.raises(DigestError) as caught:
         found.refuse([DEB])
@@ -73,6 +73,25 @@ def test_other_bytes_are_passed_over_while_the_next_folder_has_the_right_ones(
 def test_a_package_of_another_version_is_not_taken_for_the_locked_one(tmp_path: Path) -> None:
     (tmp_path / "bsdutils_1%3a2.38.1-6_amd64.deb").write_bytes(BODY)
     assert find_debs([DEB], [tmp_path]).here == {}
+
+
+def test_two_versions_of_one_package_are_both_brought(
+    alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sha256 = hashlib.sha256(b"later").hexdigest()
+    later = replace(DEB, version="1:2.38.1-6", sha256=sha256)
+    mirror, vendor = tmp_path / "mirror", tmp_path / "v"
+    for folder in (mirror, vendor):
+        folder.mkdir()
+    (mirror / AS_APT).write_bytes(BODY)
+    (mirror / names_of(later)[0]).write_bytes(b"later")
+    monkeypatch.setenv("EDGEKILN_MIRRORS", str(mirror))
+    failures: list[tuple[str, KilnError]] = []
+    base = load_toolchain("qnn").base
+    made = vendordebs.fill(base, [DEB, later], vendor, Silent(), failures)
+    assert made == [vendor / AS_APT, vendor / names_of(later)[0]]
+    assert {path.name for path in vendor.iterdir()} == {AS_APT, names_of(later)[0]}
+    assert failures == []
 
 
 def test_what_apt_install_refuses_is_told_with_both_digests_and_the_place(tmp_path: Path) -> None:

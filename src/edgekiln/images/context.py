@@ -145,7 +145,7 @@ def _write_debs(lock: Lock, folder: Path, *, frozen: bool) -> None:
     """
     java = any(deb.name.startswith("openjdk-") for deb in lock.debs)
     found = find_debs(lock.debs)
-    lacking = [deb for deb in lock.debs if deb.name not in found.here]
+    lacking = [deb for deb in lock.debs if deb not in found.here]
     if offline.enabled():
         found.refuse(lacking)
     texts = {
@@ -160,7 +160,7 @@ def _write_debs(lock: Lock, folder: Path, *, frozen: bool) -> None:
     if found.here:
         (folder / "debs.here").mkdir()
     for deb in lock.debs:
-        if path := found.here.get(deb.name):
+        if path := found.here.get(deb):
             put(path, folder / "debs.here" / file_name(deb, path))
 
 

@@ -45,7 +45,8 @@ def from_folder(
     here = find_debs(lock.debs, vendor()).here
     if len(here) == len(lock.debs) and _can_make():
         progress.note(f"making {lock.definition.summary} from the vendor folder's packages")
-        return from_packages(engine, base, lock, reference, progress, debs=here)
+        debs = {deb.name: path for deb, path in here.items()}
+        return from_packages(engine, base, lock, reference, progress, debs=debs)
     saved = vendored(archive_name(base))
     return _loaded(engine, base, saved, reference, progress) if saved else None
 
@@ -65,7 +66,7 @@ def refuse_offline(base: Base, lock: BaseLock) -> None:
     if not offline.enabled():
         return
     found = find_debs(lock.debs)
-    lacking = [deb for deb in lock.debs if deb.name not in found.here]
+    lacking = [deb for deb in lock.debs if deb not in found.here]
     found.refuse(lacking)
     names = ", ".join(f"{deb.name} {deb.version}" for deb in lacking)
     why = f"of its packages these are missing: {names}" if lacking else _why_not()

@@ -50,7 +50,7 @@ def needed(toolchain: Toolchain, engine: Engine | None, *, prefix: bool = False)
     local = find_local(wheels, pip)
     here = {} if done else find_debs(toolchain.lock.debs).here
     found = [_base(toolchain, done or _has_base(toolchain, engine))]
-    found += [_deb(deb, done or str(here.get(deb.name, ""))) for deb in toolchain.lock.debs]
+    found += [_deb(deb, done or str(here.get(deb, ""))) for deb in toolchain.lock.debs]
     found += [_wheel(w, toolchain, pip, done or str(local.get(w.file, ""))) for w in wheels]
     return [*found, *_kits(toolchain)]
 

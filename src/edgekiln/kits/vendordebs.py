@@ -34,10 +34,10 @@ def fill(
 ) -> list[Path]:
     """Have the packages in the folder; those that cannot be had are put to `failures`."""
     found = _gathered(debs, folder)
-    lacking = [deb for deb in debs if deb.name not in found.here]
+    lacking = [deb for deb in debs if deb not in found.here]
     _from_mirrors(lacking, folder, progress)
     here = find_debs(lacking, [folder]).here
-    lacking = [deb for deb in lacking if deb.name not in here]
+    lacking = [deb for deb in lacking if deb not in here]
     if lacking:
         progress.update(0, None, f"{len(lacking)} packages of the distribution")
         try:
@@ -52,7 +52,7 @@ def _gathered(debs: Sequence[Deb], folder: Path) -> Found:
     places = [folder, folder / _BRINGING, *looked_into()]
     found = find_debs(debs, [place for place in places if place.is_dir()])
     for deb in debs:
-        path = found.here.get(deb.name)
+        path = found.here.get(deb)
         if path is not None and path.parent != folder:
             target = folder / file_name(deb, path)
             target.unlink(missing_ok=True)
@@ -84,7 +84,7 @@ def _by_apt(
     seen = bring(base, debs, scratch, progress)
     found = find_debs(debs, [scratch])
     for deb in debs:
-        if path := found.here.get(deb.name):
+        if path := found.here.get(deb):
             path.replace(folder / file_name(deb, path))
             continue
         yield f"{deb.name} {deb.version}", _lacking(deb, seen, found)

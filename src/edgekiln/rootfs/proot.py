@@ -127,15 +127,16 @@ def _env(more: dict[str, str]) -> dict[str, str]:
 def _unpacked(folder: Path) -> bool:
     """Take both files out of the packages, if they lie in the vendor folder or apt's own."""
     found = find_debs(DEBS)
-    absent = [deb for deb in DEBS if deb.name not in found.here]
+    absent = [deb for deb in DEBS if deb not in found.here]
     found.refuse(absent)
     if absent:
         return False
     folder.mkdir(parents=True, exist_ok=True)
-    for name, wanted in _WANTED.items():
+    for deb in DEBS:
+        wanted = _WANTED[deb.name]
         target = folder / Path(wanted).name
         fresh = target.with_name(f".{target.name}-{os.getpid()}")
-        fresh.write_bytes(member(found.here[name].read_bytes(), wanted))
+        fresh.write_bytes(member(found.here[deb].read_bytes(), wanted))
         fresh.chmod(0o755)
         fresh.replace(target)
     return True

@@ -31,16 +31,19 @@ class Wrong:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """Where debs lie, by package; and files that were passed over, since they are others."""
+    """Where debs lie; and files that were passed over, since they are others.
 
-    here: dict[str, Path] = field(default_factory=dict)
+    A base and a toolchain may have two versions of one package: a name alone says too little.
+    """
+
+    here: dict[Deb, Path] = field(default_factory=dict)
     wrong: tuple[Wrong, ...] = ()
 
     def refuse(self, absent: Iterable[Deb]) -> None:
         """Raise DigestError for the first of `absent` that is here in other bytes only."""
-        names = {deb.name for deb in absent}
+        wanted = set(absent)
         for each in self.wrong:
-            if each.deb.name in names:
+            if each.deb in wanted:
                 raise refusal(each.deb, found=each.sha256, place=str(each.path))
 
 
@@ -60,13 +63,13 @@ def find_debs(debs: Iterable[Deb], folders: Sequence[Path] | None = None) -> Fou
     A file of the right name and other bytes is passed over: the next folder may have the right one.
     """
     places = looked_into() if folders is None else folders
-    here: dict[str, Path] = {}
+    here: dict[Deb, Path] = {}
     wrong: list[Wrong] = []
     for deb in debs:
         for path in (path for folder in places for path in _called_like(deb, folder)):
             sha256 = digest_file(path)
             if sha256 == deb.sha256:
-                here[deb.name] = path
+                here[deb] = path
                 break
             wrong.append(Wrong(deb=deb, path=path, sha256=sha256))
     return Found(here=here, wrong=tuple(wrong))
