@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,14 +23,17 @@ from edgekiln.errors import (
     LicenceError,
     UsageError,
 )
+from edgekiln.images import exports
 from edgekiln.images.context import indexes
 from edgekiln.kits import firstuse, making, shown, vendor
 from edgekiln.kits.definition import Archive
+from edgekiln.locking import held
 from edgekiln.progress import Silent
 from edgekiln.toolchain import load_toolchain
 from edgekiln.toolchain.lock import Wheel
 from edgekiln.toolchain.wheels import find_local
 from edgekiln.user.pipconf import PipSettings, pip_settings
+from tests.unit import imagekit
 from tests.unit.kitmaking import Told, archive_kit, pinned, sha256, source_kit, zipped
 from tests.unit.servers import Handler, Site, serving
 from tests.unit.test_kits_git import Tree
@@ -124,6 +128,35 @@ def test_wheels_archives_and_repositories_are_brought_together(
     assert set(kits.ready_all(chain.kits, Silent())) == {"tools", "code"}
     found = find_local(chain.lock.wheels, PipSettings())
     assert indexes(chain, set(found), PipSettings())["UV_OFFLINE"] == "1"
+
+
+def test_two_do_not_fill_one_folder_at_once(site: Site, tmp_path: Path) -> None:
+    folder, said = tmp_path / "v", list[str]()
+    with ExitStack() as another:
+
+        class Waiting(Silent):
+            def note(self, text: str) -> None:
+                said.append(text)
+                another.close()
+
+        another.enter_context(held(folder / ".filling.lock"))
+        vendor.fill(toolchain(tools(site)), folder, Waiting())
+    assert said == [f"waiting: another edgekiln is filling {folder}"]
+    assert "ndk.zip" in names(folder)
+
+
+def test_an_image_is_listed_by_the_run_after_one_that_was_broken_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEKILN_OFFLINE", "1")  # proot's packages are not what this is about
+    chain: Any = load_toolchain("mnn")
+    name = exports.export_name(chain)
+    imagekit.layout(tmp_path / name, [[imagekit.Member(name="one", body=b"1")]])
+    no_engine: Any = None
+    assert vendor.save_image(no_engine, chain, tmp_path, Silent()) == tmp_path / name
+    lines = (tmp_path / "SHA256SUMS").read_text().splitlines()
+    files = {str(p.relative_to(tmp_path)) for p in (tmp_path / name).rglob("*") if p.is_file()}
+    assert files and files <= {line.split()[1] for line in lines}
 
 
 def test_what_is_there_is_not_fetched_again(site: Site, tmp_path: Path) -> None:

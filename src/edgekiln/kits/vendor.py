@@ -20,6 +20,7 @@ from edgekiln.errors import FetchError, KilnError, UsageError
 from edgekiln.fetch import RETRIES
 from edgekiln.home import home, vendor_folder
 from edgekiln.kits import Kit, firstuse, gitsource, licences, making
+from edgekiln.locking import held
 from edgekiln.progress import Progress
 from edgekiln.store import disk_error
 from edgekiln.toolchain.lock import Wheel
@@ -50,24 +51,29 @@ def fill(
     """Put all that the toolchain's prefix, image and kits are made of into a folder.
 
     With `pythons` edgekiln's own packages for these too ("" is this one's); the base's packages
-    and the toolchain's come where it stands on a base of ours.
+    and the toolchain's come where it stands on a base of ours. Waits for another that fills it.
 
     Raises LicenceError, FetchError that names every file that could not be had, DigestError,
     DiskError or AccessError for the folder.
     """
     for kit in toolchain.kits:
         licences.require([kit.licence], whose=kit.name)
-    with _writing(folder):
+    with _writing(folder, progress):
         return _fill(toolchain, folder, progress, pythons)
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """What the system says of the folder to fill, as an error: full, not to be written, a file."""
+def _writing(folder: Path, progress: Progress) -> Iterator[None]:
+    """The folder to fill, for one at a time: what is on its way lies there under names all share.
+
+    What the system says of it becomes an error: full, not to be written, a file.
+    """
     try:
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"{folder} is a file", remedy="give the folder to fill")
-        yield
+        waiting = f"waiting: another edgekiln is filling {folder}"
+        with held(folder / ".filling.lock", lambda: progress.note(waiting)):
+            yield
     except OSError as error:
         raise disk_error(error, folder) from error
 
@@ -128,12 +134,16 @@ def save_image(engine: Engine, toolchain: Toolchain, folder: Path, progress: Pro
     from edgekiln.images import exports
 
     target = folder / exports.export_name(toolchain)
-    if not (target / "index.json").is_file():
-        exports.export(engine, toolchain, target, progress)
-        files = sorted(path for path in target.rglob("*") if path.is_file())
-        sums = {path.relative_to(folder).as_posix(): digest_file(path) for path in files}
-        firstuse.list_in(folder, sums)
-    _save_proot(folder, progress)
+    index = target / "index.json"
+    with _writing(folder, progress):
+        if not index.is_file():
+            exports.export(engine, toolchain, target, progress)
+        # Also where an earlier run wrote it and was broken off before the list.
+        if firstuse.listed(folder, f"{target.name}/{index.name}") != digest_file(index):
+            files = sorted(path for path in target.rglob("*") if path.is_file())
+            sums = {path.relative_to(folder).as_posix(): digest_file(path) for path in files}
+            firstuse.list_in(folder, sums)
+        _save_proot(folder, progress)
     return target
 
 
