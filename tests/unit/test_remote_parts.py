@@ -334,6 +334,56 @@ def test_a_changed_key_is_told_with_the_line_that_forgets_the_old(locked: hosts.
     assert f"ssh-keygen -R '[127.0.0.1]:{locked.port}'" in caught.value.remedy
 
 
+class Loud(paramiko.ServerInterface):
+    """Lets everybody in; any command fills standard error before it says a word."""
+
+    def get_allowed_auths(self, username: str) -> str:
+        return "publickey"
+
+    def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
+        return paramiko.AUTH_SUCCESSFUL
+
+    def check_channel_request(self, kind: str, chanid: int) -> int:
+        return paramiko.OPEN_SUCCEEDED
+
+    def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
+        def say() -> None:
+            with contextlib.suppress(OSError):
+                channel.sendall_stderr(LOUD)
+                channel.sendall(b"done")
+                channel.send_exit_status(3)
+                channel.close()
+
+        threading.Thread(target=say, daemon=True).start()
+        return True
+
+
+LOUD = b"warning\n" * (1 << 19)  # 4 MiB: SSH stops at 2 that nobody has read
+
+
+def test_a_command_that_fills_standard_error_is_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    key = paramiko.ECDSAKey.generate()
+    key.write_private_key_file(str(tmp_path / "id"))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"ssh://me@127.0.0.1:{server.getsockname()[1]}"
+
+        def serve() -> None:
+            transport = paramiko.Transport(server.accept()[0])
+            transport.add_server_key(key)
+            transport.start_server(server=Loud())
+
+        threading.Thread(target=serve, daemon=True).start()
+        host = hosts.Host(address=address, name="gpu", key=str(tmp_path / "id"))
+        loud = link.Link(host, accept_new=True)
+        said = loud.run("fill", timeout=5.0)
+        loud.drop()
+    assert (said.code, said.out, said.err) == (3, "done", LOUD.decode())
+
+
 def test_an_empty_file_needs_no_sending(blobs: Blobs) -> None:
     assert blobs.have({sha(b""): 0}) == {sha(b""): 0}
     place = blobs.tree("empty", {"none.txt": (0, sha(b""), False)}, True)

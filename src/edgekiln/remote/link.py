@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import threading
+import time
 from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 _CONNECT_SECONDS = 20
 # The far side says something every ten seconds while it works.
 _SILENCE_SECONDS = 45.0
+# How long one stream is waited for before the other is looked at.
+_LOOK_SECONDS = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +84,7 @@ class Link:
                 channel.sendall(data[start : start + CHUNK])
                 self.sent += len(data[start : start + CHUNK])
             channel.shutdown_write()
-            while piece := channel.recv(CHUNK):
-                out += piece
-            while piece := channel.recv_stderr(CHUNK):
-                err += piece
+            _read_both(channel, out, err, timeout)
             code = channel.recv_exit_status()
         if code == -1:
             raise Cut("it was closed")
@@ -145,6 +145,33 @@ class Link:
             raise Cut(_brief(error)) from error
         connection.client.get_transport().set_keepalive(15)
         return connection
+
+
+def _read_both(channel: Channel, out: bytearray, err: bytearray, timeout: float) -> None:
+    """Read both streams to their ends; where one is left unread, what is over there stands still.
+
+    Raises TimeoutError after `timeout` seconds without a word on either.
+    """
+    heard = time.monotonic()
+    channel.settimeout(_LOOK_SECONDS)
+    while True:
+        try:
+            piece = channel.recv(CHUNK)
+        except TimeoutError:
+            piece = None
+        out += piece or b""
+        before = len(err)
+        while channel.recv_stderr_ready():
+            err += channel.recv_stderr(CHUNK)
+        if piece == b"":
+            break
+        if piece or len(err) > before:
+            heard = time.monotonic()
+        elif time.monotonic() - heard > timeout:
+            raise TimeoutError
+    channel.settimeout(timeout)
+    while piece := channel.recv_stderr(CHUNK):
+        err += piece
 
 
 def _credentials(host: Host) -> dict[str, Any]:
