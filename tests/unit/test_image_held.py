@@ -87,6 +87,39 @@ def test_an_opaque_folder_is_read_as_one(tmp_path: Path) -> None:
     assert set(held.listing(source, source.image(), Silent())) == {"opt", "opt/two"}
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="images are unpacked on Linux only")
+def test_a_layer_takes_nothing_of_its_own_away_wherever_it_says_so(tmp_path: Path) -> None:
+    below = [
+        *BELOW,
+        folder("srv"),
+        folder("srv/kept"),
+        Member(name="srv/kept/old", body=b"old"),
+        folder("var"),
+        folder("var/kept"),
+        Member(name="var/kept/old", body=b"old"),
+    ]
+    above = [
+        folder("opt"),
+        Member(name="opt/one", body=b"newer"),
+        Member(name="opt/.wh.one"),
+        Member(name="opt/.wh.gone"),
+        folder("srv"),
+        folder("srv/kept"),
+        Member(name="srv/kept/new", body=b"new"),
+        Member(name="srv/.wh.kept"),
+        folder("var"),
+        folder("var/kept"),
+        Member(name="var/kept/new", body=b"new"),
+        Member(name="var/.wh..wh..opq"),
+    ]
+    source = export(tmp_path / "image", [below, above])
+    found = held.listing(source, source.image(), Silent())
+    kept = {f"{top}{rest}" for top in ("srv", "var") for rest in ("", "/kept", "/kept/new")}
+    assert set(found) == {"opt", "opt/one", "opt/link"} | kept
+    root = unpack.unpack(source, tmp_path / "rootfs", Silent())
+    assert found == content.of_folder(root, found)
+
+
 def test_a_layer_that_begins_anew_takes_all_below_it_away(tmp_path: Path) -> None:
     source = export(tmp_path / "image", [BELOW, [Member(name=".wh..wh..opq"), Member(name="two")]])
     assert set(held.listing(source, source.image(), Silent())) == {"two"}

@@ -204,8 +204,8 @@ class _Layer:
         if place.name == OPAQUE:
             return self._clear(place.parent)
         if place.name.startswith(WHITEOUT):
-            return self.inside.remove(place.with_name(place.name.removeprefix(WHITEOUT)))
-        self.own.add(str(place))
+            return self._strip(place.with_name(place.name.removeprefix(WHITEOUT)))
+        self._own(place)
         if info.ischr() or info.isblk():
             return
         self._put(tar, info, place)
@@ -213,8 +213,20 @@ class _Layer:
     def _clear(self, folder: Path) -> None:
         """What earlier layers have in a folder goes."""
         for child in list(folder.iterdir()) if folder.is_dir() else ():
-            if str(child) not in self.own:
-                self.inside.remove(child)
+            self._strip(child)
+
+    def _strip(self, place: Path) -> None:
+        """What earlier layers have at a place goes; a layer takes nothing of its own away."""
+        if str(place) not in self.own:
+            self.inside.remove(place)
+        elif not place.is_symlink():
+            self._clear(place)
+
+    def _own(self, place: Path) -> None:
+        """Note what this layer has made, with the folders around it."""
+        while str(place) not in self.own:
+            self.own.add(str(place))
+            place = place.parent
 
     def _put(self, tar: tarfile.TarFile, info: tarfile.TarInfo, place: Path) -> None:
         if info.isdir():
