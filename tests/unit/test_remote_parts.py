@@ -9,6 +9,7 @@ import io
 import json
 import os
 import socket
+import subprocess
 import sys
 import tarfile
 import threading
@@ -19,11 +20,12 @@ from typing import Any
 import paramiko
 import pytest
 
+from edgekiln.boxes import profiles
 from edgekiln.errors import DigestError, OutOfMemoryError, RemoteError, UsageError
 from edgekiln.home import project
 from edgekiln.locking import is_held
 from edgekiln.pipeline import FromPath, Pipeline
-from edgekiln.remote import far, hosts, link, moving, pack, placing
+from edgekiln.remote import far, hosts, link, moving, pack, placing, setup
 from edgekiln.remote.blobs import Blobs
 from edgekiln.remote.wire import Cut, Wire, meant, told
 from edgekiln.store import Store
@@ -382,6 +384,30 @@ def test_a_command_that_fills_standard_error_is_read_to_its_end(
         said = loud.run("fill", timeout=5.0)
         loud.drop()
     assert (said.code, said.out, said.err) == (3, "done", LOUD.decode())
+
+
+APART = ["unshare", "--map-root-user", "--fork", "--pid", "--mount-proc"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="stages run on Linux only")
+@pytest.mark.parametrize("how", ["own", "first", "other"])
+def test_a_box_is_known_by_a_variable_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    by = profiles.Recognised(variables=("POD_ID",), files=(str(tmp_path / "none"),))
+    pod = profiles.Profile(name="pod", summary="a pod", recognised=by, data=(str(tmp_path),))
+    monkeypatch.setattr(profiles, "profiles", lambda: {"pod": pod})
+    words = ["sh", "-c", setup._probe(hosts.Host(address="ssh://gpu", name="gpu"))]
+    env = {"PATH": os.environ["PATH"], "HOME": "/root", "POD_ID": "x"}
+    if how == "other":
+        env["ITS_POD_ID"] = env.pop("POD_ID")
+    if how == "first":  # as after a login over SSH: process 1 has it, the shell has not
+        if subprocess.run([*APART, "true"], capture_output=True, check=False).returncode:
+            pytest.skip("no process may have a number space of its own here")
+        words = [*APART, "sh", "-c", 'env -u POD_ID "$@"; true', "sh", *words]
+    done = subprocess.run(words, env=env, capture_output=True, text=True, check=True)
+    assert (f"data {tmp_path}" in done.stdout.splitlines()) == (how != "other")
+    assert done.stdout.startswith("kind Linux ") and done.stderr == ""
 
 
 def test_an_empty_file_needs_no_sending(blobs: Blobs) -> None:

@@ -9,12 +9,16 @@ from __future__ import annotations
 import os
 import shlex
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from edgekiln.errors import RemoteError
 from edgekiln.progress import Progress
 from edgekiln.remote.hosts import Host
 from edgekiln.remote.link import Link, Said
 from edgekiln.remote.pack import Packed
+
+if TYPE_CHECKING:
+    from edgekiln.boxes.profiles import Recognised
 
 # pip fetches and unpacks; it says nothing meanwhile.
 _ENVIRONMENT_SECONDS = 1800.0
@@ -72,15 +76,25 @@ def _probe(host: Host) -> str:
     from edgekiln.boxes.profiles import chosen, profiles
 
     script = 'echo "kind $(uname -sm)"; echo "cache ${XDG_CACHE_HOME:-$HOME/.cache}"\n'
+    # A login over SSH is not handed the variables of process 1; root may read them.
+    script += "first=$({ tr '\\0' '\\n' </proc/1/environ; } 2>/dev/null)\n"
     named = [chosen(host.profile)] if host.profile else list(profiles().values())
     for profile in named:
-        files = " -o ".join(f"-e {_q(file)}" for file in profile.recognised.files)
-        told = "true" if host.profile else f"[ {files} ]" if files else "false"
+        told = "true" if host.profile else _recognised(profile.recognised)
         for place in profile.data:
             script += (
                 f"{told} && [ -d {_q(place)} -a -w {_q(place)} ] && echo {_q(f'data {place}')}\n"
             )
     return f"{script}true"
+
+
+def _recognised(by: Recognised) -> str:
+    """The same for a shell that profiles.recognise looks at: variables, or files."""
+    words = [f"[ -e {_q(file)} ]" for file in by.files]
+    for name in by.variables:
+        words.append(f'[ -n "${{{name}:-}}" ]')
+        words.append(f"printf '%s\\n' \"$first\" | grep -q '^{name}=.'")
+    return f"{{ {' || '.join(words) or 'false'}; }}"
 
 
 def _variables(host: Host, home: str) -> dict[str, str]:
