@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekiln import units
-from edgekiln.errors import AccessError, DiskError, KilnError, OutOfMemoryError
+from edgekiln.errors import AccessError, KilnError, OutOfMemoryError
 from edgekiln.home import home
+from edgekiln.room import too_small
 
 if TYPE_CHECKING:
     from edgekiln.kits import Kit
@@ -155,11 +156,8 @@ def _disk(path: Path, need: int, names: list[str]) -> Check:
     found = f"{units.size(free)} free, {units.size(need)} needed for {', '.join(names)}"
     if free >= need:
         return Check(name=f"disk at {path}", found=found)
-    error = DiskError(
-        f"{units.size(need)} are needed at {path}, {units.size(free)} are free",
-        why=f"for {', '.join(names)}",
-        remedy="free some space (`kiln store gc`), set EDGEKILN_HOME elsewhere, or say --force",
-    )
+    remedy = "free some space (`kiln store gc`), set EDGEKILN_HOME elsewhere, or say --force"
+    error = too_small(path, need=need, free=free, what=", ".join(names), remedy=remedy)
     return Check(name=f"disk at {path}", found=found, error=error)
 
 

@@ -252,7 +252,7 @@ def test_a_model_that_does_not_fit_on_the_disk_is_refused_before_it_is_fetched(
     hub: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
-    assert "does not fit on the disk" in refused(REPO, DiskError)
+    assert ", 100 B are free" in refused(REPO, DiskError)
     assert all("/resolve/" not in path for _, path, _ in hub.asked)
 
 

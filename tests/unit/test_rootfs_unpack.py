@@ -185,8 +185,9 @@ def test_a_missing_layer_is_named(tmp_path: Path) -> None:
 
 def test_an_image_that_does_not_fit_is_refused_at_once(tmp_path: Path) -> None:
     source = imagekit.layout(tmp_path / "image", [BELOW], told=1 << 60)
-    with pytest.raises(DiskError, match="does not fit"):
+    with pytest.raises(DiskError, match=f"are needed at {tmp_path}") as caught:
         unpack.unpack(source, tmp_path / "rootfs", Silent())
+    assert caught.value.why == "for edgekiln/test:1, unpacked"
 
 
 class Deadly(Silent):

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from edgekiln.digest import digest_file
-from edgekiln.errors import DigestError, DiskError, ToolchainError
+from edgekiln.errors import DigestError, ToolchainError
 from edgekiln.home import home
 from edgekiln.locking import held
+from edgekiln.room import refuse_full
 from edgekiln.units import size
 
 # What the stage runs. Where each lies in an SDK: bin/envsetup.sh puts this folder on PATH.
@@ -266,12 +267,7 @@ def _unpack(path: Path, archive: zipfile.ZipFile, prefix: str, root: Path) -> No
 def _room_for(members: Sequence[zipfile.ZipInfo], prefix: str, root: Path) -> None:
     needed = sum(m.file_size for m in members if _is_kept(m.filename, prefix))
     root.parent.mkdir(parents=True, exist_ok=True)
-    if (free := shutil.disk_usage(root.parent).free) < needed:
-        raise DiskError(
-            "there is no room to unpack the QAIRT SDK",
-            why=f"it takes {size(needed)} in {root.parent}, which has {size(free)}",
-            remedy="free some space, or set EDGEKILN_HOME to a folder on a larger disk",
-        )
+    refuse_full(root.parent, needed, "the QAIRT SDK, unpacked")
 
 
 def _is_kept(name: str, prefix: str) -> bool:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekiln.digest import digest_file
-from edgekiln.errors import DiskError, ImageError
+from edgekiln.errors import ImageError
 from edgekiln.images import exports
 from edgekiln.images.layout import (
     INDEXES,
@@ -31,6 +30,7 @@ from edgekiln.images.layout import (
     parsed,
 )
 from edgekiln.images.repository import Repository, again, part_of
+from edgekiln.room import refuse_full
 from edgekiln.store import disk_error
 
 if TYPE_CHECKING:
@@ -111,7 +111,9 @@ def _fill(
     (target / blob_name(image.manifest.digest)).write_bytes(manifest)
     wanted = [image.config_blob, *image.layers]
     missing = [blob for blob in wanted if not _there(target, blob)]
-    _refuse_full(missing, target)
+    refuse_full(
+        target.parent, sum(blob.size for blob in missing), f"what is to come of {image.tag}"
+    )
     total = sum(blob.size for blob in wanted)
     done = total - sum(blob.size for blob in missing)
     for blob in missing:
@@ -132,18 +134,6 @@ def _arrived(path: Path) -> int:
 def _there(target: Path, blob: Blob) -> bool:
     path = target / blob_name(blob.digest)
     return path.is_file() and digest_file(path) == blob.digest
-
-
-def _refuse_full(missing: list[Blob], target: Path) -> None:
-    from edgekiln import units
-
-    needed, free = sum(blob.size for blob in missing), shutil.disk_usage(target).free
-    if needed > free:
-        raise DiskError(
-            f"the image does not fit on the disk of {target.parent}",
-            why=f"{units.size(needed)} are to come, free are {units.size(free)}",
-            remedy="free some space, or set EDGEKILN_HOME to a folder on a larger disk",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,8 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from edgekiln import units
 from edgekiln.digest import digest_file
-from edgekiln.errors import DigestError, DiskError, FetchError, KilnError, ToolchainError
+from edgekiln.errors import DigestError, FetchError, KilnError, ToolchainError
 from edgekiln.fetch import RETRIES, differs, fetch
 from edgekiln.home import home, mirrors_named, vendor_folder
 from edgekiln.kits import (
@@ -31,6 +30,7 @@ from edgekiln.kits.tree import tree_id
 from edgekiln.kits.unpack import test, unpack, unpacked_size
 from edgekiln.locking import held
 from edgekiln.progress import Progress
+from edgekiln.room import refuse_full
 from edgekiln.transfer import Pin
 
 
@@ -199,17 +199,8 @@ def _check_disk(kits: Sequence[Kit]) -> None:
     need = sum(kit.room + kit.download for kit in kits)
     place = home()
     place.mkdir(parents=True, exist_ok=True)
-    _room(need, place, ", ".join(kit.name for kit in kits))
-
-
-def _room(need: int, place: Path, what: str) -> None:
-    free = shutil.disk_usage(place).free
-    if need > free:
-        raise DiskError(
-            f"{what} needs about {units.size(need)} at {place}, {units.size(free)} are free",
-            why="for the download and what it unpacks to",
-            remedy="free some space (`kiln store gc`), or set EDGEKILN_HOME to a larger disk",
-        )
+    names = ", ".join(kit.name for kit in kits)
+    refuse_full(place, need, f"{names}: about that much for the download and what it unpacks to")
 
 
 def _make(kit: Kit, progress: Progress) -> None:
@@ -265,7 +256,7 @@ def _fill(kit: Kit, fetched: Sequence[Path], folder: Path, progress: Progress) -
             shutil.copyfile(path, into / archive.file)
             (into / archive.file).chmod(0o755)
             continue
-        _room(unpacked_size(path), kit.path.parent, archive.file)
+        refuse_full(kit.path.parent, unpacked_size(path), f"{archive.file}, unpacked")
         unpack(path, into, progress, strip=archive.strip, only=archive.only)
     return {"files": [path.name for path in fetched]}
 

@@ -26,11 +26,12 @@ from urllib.parse import quote
 
 from edgekiln import offline
 from edgekiln.digest import digest_file
-from edgekiln.errors import DigestError, DiskError, FetchError, KilnError, ModelError
+from edgekiln.errors import DigestError, FetchError, KilnError, ModelError
 from edgekiln.home import home, vendor_folder
 from edgekiln.locking import held
 from edgekiln.models.seal import seal, sealed
 from edgekiln.progress import Progress
+from edgekiln.room import refuse_full
 
 _ELSEWHERE = (
     "elsewhere: kiln toolchains fetch NAME --model REF --to DIR; or name a folder: --model DIR"
@@ -232,13 +233,7 @@ class _Fetch:
         part.replace(path)
 
     def _check_room(self, part: Path) -> None:
-        free, needed = shutil.disk_usage(part).free, self.size - size_of(part)
-        if needed > free:
-            raise DiskError(
-                f"{self.repo} does not fit on the disk",
-                why=f"{needed / 1e9:.1f} GB to fetch, {free / 1e9:.1f} GB free at {home()}",
-                remedy="free some space, or set EDGEKILN_HOME to a folder on a larger disk",
-            )
+        refuse_full(part.parent, self.size - size_of(part), f"what is to be fetched of {self.repo}")
 
     def _download(self, part: Path, progress: Progress, retries: Sequence[float]) -> None:
         """Let the client fetch, again after a pause while the network is to blame."""

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from edgekiln.errors import DiskError, ImageError
+from edgekiln.errors import ImageError
 from edgekiln.home import home
 from edgekiln.images.layout import OPAQUE, WHITEOUT, Image, Layout
+from edgekiln.room import refuse_full
 from edgekiln.rootfs.inside import Inside
 from edgekiln.store import disk_error
 
@@ -143,16 +144,8 @@ def _write_state(path: Path, image: Image, done: int) -> None:
 
 def _refuse_full(image: Image, done: int, path: Path) -> None:
     """Refuse before the first byte where the rest does not fit; untold sizes are not guessed."""
-    from edgekiln import units
-
     needed = sum(layer.unpacked for layer in image.layers[done:])
-    free = shutil.disk_usage(path).free
-    if needed > free:
-        raise DiskError(
-            f"{image.tag or 'the image'} does not fit on the disk of {path}",
-            why=f"it takes {units.size(needed)}, free are {units.size(free)}",
-            remedy="free some space, or set EDGEKILN_HOME to a folder on a larger disk",
-        )
+    refuse_full(path, needed, f"{image.tag or 'the image'}, unpacked")
 
 
 def may_give_away(folder: Path) -> bool:
