@@ -388,7 +388,7 @@ def test_too_small_a_disk_is_told_before_the_first_byte(
 ) -> None:
     small = SimpleNamespace(total=1 << 20, used=0, free=len(BODY))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: small)
-    with pytest.raises(DiskError, match="are needed at .*, 500.2 kB are free") as caught:
+    with pytest.raises(DiskError, match=r"are needed at .*, 500\.2 kB are free") as caught:
         kits.ready(kit, Silent())
     assert kit.name in caught.value.why
     assert site.asked == []
