@@ -287,7 +287,7 @@ def bootstrap(
         command.insert(1, f"--include={','.join(sorted(debs))}")
     progress.update(0, None, f"mmdebstrap {what.release}")
     env = {**os.environ, "SOURCE_DATE_EPOCH": str(EPOCH), "TMPDIR": str(scratch)}
-    done = call(command, env=env, input=apt.sources)
+    done = call([*_apart(), *command], env=env, input=apt.sources)
     if done.returncode:
         remedy = f"see that apt can reach an archive with {what.release}"
         raise ImageError("mmdebstrap failed", why=last_words(done), remedy=remedy)
@@ -310,6 +310,16 @@ def _archive_of(what: BaseDefinition, scratch: Path, apt: AptSettings) -> str:
         call(["mmdebstrap", *mode, hook, what.release, str(scratch / "none")], env=dict(os.environ))
     known = scratch / "sources"
     return apt.sources or (known.read_text(encoding="utf-8") if known.is_file() else "")
+
+
+def _apart() -> list[str]:
+    """Words before mmdebstrap that give it mounts and processes of its own; none where refused.
+
+    Stopped half-way, it would leave /proc and /sys mounted below a folder that is about to be
+    removed, and apt running in it. With these both end when it does.
+    """
+    words = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    return words if call([*words, "true"]).returncode == 0 else []
 
 
 def _mmdebstrap(what: BaseDefinition, scratch: Path, apt: AptSettings) -> list[str]:
