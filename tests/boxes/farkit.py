@@ -124,7 +124,7 @@ class Second:
 def second(box: Box, me: Path, home: str = kit.HOME) -> Second:
     """Start a real sshd in a box, for the box's user, who logs in by a key made now."""
     user = box.wanted.user
-    folder = "/root/.ssh" if user == "root" else f"/home/{user}/.ssh"
+    folder = f"{'/root' if user == 'root' else f'/home/{user}'}/.ssh"
     ssh = me / ".ssh"
     ssh.mkdir(mode=0o700, parents=True)
     made = call(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(ssh / "id_ed25519")], {})

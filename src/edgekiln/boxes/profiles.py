@@ -222,8 +222,8 @@ def _text(path: Path) -> str:
 
 def _is_there(name: str) -> bool:
     try:
-        return Path(name).exists()
-    except OSError:  # in a folder that this user may not look into
+        return Path(name).expanduser().exists()
+    except (OSError, RuntimeError):  # a folder this user may not look into; no home at all
         return False
 
 

@@ -90,11 +90,16 @@ def _probe(host: Host) -> str:
 
 def _recognised(by: Recognised) -> str:
     """The same for a shell that profiles.recognise looks at: variables, or files."""
-    words = [f"[ -e {_q(file)} ]" for file in by.files]
+    words = [f"[ -e {_there(file)} ]" for file in by.files]
     for name in by.variables:
         words.append(f'[ -n "${{{name}:-}}" ]')
         words.append(f"printf '%s\\n' \"$first\" | grep -q '^{name}=.'")
     return f"{{ {' || '.join(words) or 'false'}; }}"
+
+
+def _there(file: str) -> str:
+    """A path as a shell there takes it: "~" is that user's home."""
+    return f'"$HOME"{_q(file[1:])}' if file.startswith("~/") else _q(file)
 
 
 def _variables(host: Host, home: str) -> dict[str, str]:
