@@ -23,6 +23,12 @@ from tests.unit.imagekit import Told
 pytestmark = pytest.mark.engine
 
 
+def _only_on_request() -> None:
+    """Bases and images made twice take minutes, too many for every change."""
+    if not os.environ.get("EDGEKILN_TEST_REBUILDS"):
+        pytest.skip("EDGEKILN_TEST_REBUILDS is not set: the weekly workflow sets it")
+
+
 @pytest.fixture
 def told() -> Told:
     return Told()
@@ -60,6 +66,7 @@ def test_an_image_that_was_changed_is_not_the_recorded_one(engine: Engine, told:
 
 @pytest.mark.slow
 def test_two_builds_from_nothing_hold_the_same(engine: Engine, told: Told) -> None:
+    _only_on_request()
     qnn = load_toolchain("qnn")
     done = repro.twice(engine, qnn, told, frozen=False)
     assert len(done.found.listing) > 1000
@@ -75,8 +82,7 @@ def newer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share_expensive: Callable[[Path], Path]
 ) -> Iterator[Engine]:
     """An engine whose builder fixes times, made beside this machine's: minutes, so on request."""
-    if not os.environ.get("EDGEKILN_TEST_NEWER_ENGINE"):
-        pytest.skip("EDGEKILN_TEST_NEWER_ENGINE is not set: the weekly workflow sets it")
+    _only_on_request()
     place = tmp_path / "engine"
     place.mkdir()
     (tmp_path / "kiln").mkdir()
