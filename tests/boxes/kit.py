@@ -150,19 +150,6 @@ class Box:
         """Run `./kiln` of the checkout inside; `home` is its EDGEKILN_HOME ("": none is set)."""
         return self.run(*self.kiln_words(*words), user=user, env=self.kiln_env(home, env))
 
-    def begin_kiln(
-        self, *words: str, user: str = "", env: Mapping[str, str] | None = None, home: str = HOME
-    ) -> subprocess.Popen[str]:
-        """Start `./kiln` inside; killing this process does not end what runs there."""
-        inside = self.words(*self.kiln_words(*words), user=user, env=self.kiln_env(home, env))
-        return subprocess.Popen(
-            [*self.engine.cli, *inside],
-            env=build_environment(self.engine.url),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
     def kiln_words(self, *words: str) -> list[str]:
         """The command line of the checkout's launcher."""
         return [f"{CHECKOUT}/kiln", *words]
